@@ -1,0 +1,72 @@
+# Every verb sets itself up: on a fresh Linux machine with Python >= 3.11, git and
+# make, `make test` creates .venv, installs the pinned packages and runs.
+#
+#   make test        the tests
+#   make check       formatter, linter, type checker, import ladder
+#   make bench       time the losses on this machine -> benchmarks/results/
+#   make gpu-check   what needs a GPU, in one command
+#   make lock        choose the pinned versions anew -> requirements/
+#   make help        this list
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check format bench gpu-check lock clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(READY)
+
+$(BIN)/uv: requirements/bootstrap.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "rankdet needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "Python could not create $(VENV). On Debian and Ubuntu, install python3-venv first." >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
+	@touch $@
+
+$(READY): $(BIN)/uv requirements/dev.lock pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_import_ladder.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# The GPU machine may have its own PyTorch and no network: a Python that can
+# already import torch and see a GPU is used as it is, without set-up.
+gpu-check:
+	@if $(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  PYTHONPATH=src:. $(PYTHON) -m benchmarks.gpu_check $(ARGS); \
+	else \
+	  $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m benchmarks.gpu_check $(ARGS); \
+	fi
+
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+              --no-emit-index-url --no-header --upgrade
+
+lock: $(BIN)/uv
+	$(BIN)/uv --version | sed 's/^uv \([^ ]*\).*/uv==\1/' | $(UV_COMPILE) - --output-file requirements/bootstrap.lock
+	$(UV_COMPILE) pyproject.toml --group dev --all-extras --output-file requirements/dev.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,178 @@
+"""aLRP Loss: one ranking for classification and localisation.
+
+K. Oksuz, B. C. Cam, E. Akbas, S. Kalkan, "A Ranking-based, Balanced Loss Function Unifying
+Classification and Localisation in Object Detection", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rankdet.losses import error_sharing
+from rankdet.ops.checks import (
+    require_choice,
+    require_floating,
+    require_positive,
+    require_shape,
+)
+
+LocRanking = Literal["smooth", "hard"]
+
+
+class ALRPTerms(NamedTuple):
+    """The two parts of aLRP Loss; their sum is the loss before any balancing."""
+
+    classification: Tensor
+    localisation: Tensor
+
+
+def alrp_loss(
+    logits: Tensor,
+    targets: Tensor,
+    loc_errors: Tensor,
+    *,
+    delta: float = 1.0,
+    eps: float = 1e-5,
+    loc_ranking: LocRanking = "smooth",
+    backend: str = "auto",
+) -> ALRPTerms:
+    """Average LRP: the mean, over positives, of the LRP error of all that ranks at or above.
+
+    With FP_i the smoothed number of negatives above positive i, rank_i the smoothed number of
+    all examples at or above it, E_k the localisation error of positive k and H the smoothed
+    step:
+
+        classification = mean_i FP_i / rank_i
+        localisation   = mean_i (E_i + sum over positives k != i of H(p_k - p_i) E_k) / rank_i
+
+    Gradient: ``classification`` reaches ``logits`` by error sharing, not by a derivative:
+    positive i receives - err_i / P, negative j the sum over i of H(s_j - p_i) err_i / (FP_i P),
+    with err_i = (FP_i + sum over k != i of H(p_k - p_i) E_k) / rank_i; a badly localised
+    positive that ranks high is thus an error too. ``localisation`` reaches ``loc_errors`` by its
+    ordinary derivative; ranks are constants to it, and it has no gradient for the logits.
+
+    Args:
+        logits: [M] any floating dtype, raw scores of all classes and places in one ranking.
+        targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype.
+        loc_errors: [P] any floating dtype, >= 0, in the order in which the positives stand in
+            ``targets``: (1 - IoU) / (1 - tau), or see `rankdet.losses.localisation_errors`.
+        delta: half-width of the smoothed step, >= 0, in units of the logits.
+        eps: a positive with FP_i <= eps has no error to share out; it still counts in the value.
+        loc_ranking: how positives rank among themselves in the localisation part: "smooth" as
+            in the formula above, "hard" by sorting, as in the authors' code. Then the sum runs
+            over the positives that score at least as high, and the order of ties is arbitrary.
+        backend: see `rankdet.ops.rank.rank_operator`.
+
+    Returns:
+        `ALRPTerms` of 0-d tensors >= 0, float32 (float64 for float64 logits). Both 0 without
+        positives. NaN if a logit that is not ignored is NaN or infinite.
+
+    Raises:
+        TypeError: for logits or loc_errors that are not floating point.
+        ValueError: for other shapes, another number of loc_errors than of positives, a target
+            that is none of the three, a negative ``delta`` or ``eps``.
+
+    References:
+        Oksuz et al., NeurIPS 2020, eq. 9-13; the two rankings differ in the authors' code.
+
+    >>> logits = torch.tensor([2.0, 1.0, -3.0], requires_grad=True)
+    >>> terms = alrp_loss(logits, torch.tensor([0, 1, 0]), torch.tensor([0.3]))
+    >>> round(terms.classification.item(), 4), round(terms.localisation.item(), 4)
+    (0.5, 0.15)
+    """
+    error_sharing.check_flat(logits, targets)
+    require_floating("loc_errors", loc_errors)
+    require_shape("loc_errors", loc_errors, "P")
+    require_positive("delta", delta, zero_allowed=True)
+    require_positive("eps", eps, zero_allowed=True)
+    require_choice("loc_ranking", loc_ranking, get_args(LocRanking))
+    outputs = _alrp(
+        logits, targets, float(delta), backend, loc_errors.detach(), eps, loc_ranking == "hard"
+    )
+    (classification,) = outputs[0].unbind()
+    localisation = (outputs[5].detach() * loc_errors.double()).sum().to(classification.dtype)
+    # What ruins the ranking ruins its localisation too, also where no positive is left to tell.
+    localisation = torch.where(classification.isfinite(), localisation, torch.nan)
+    return ALRPTerms(classification, localisation)
+
+
+class ALRPLoss(nn.Module):
+    """`alrp_loss` with its settings kept."""
+
+    def __init__(
+        self, *, delta: float = 1.0, eps: float = 1e-5, loc_ranking: LocRanking = "smooth"
+    ) -> None:
+        """Keep the settings of `alrp_loss`."""
+        super().__init__()
+        self.delta = delta
+        self.eps = eps
+        self.loc_ranking: LocRanking = loc_ranking
+
+    def forward(self, logits: Tensor, targets: Tensor, loc_errors: Tensor) -> ALRPTerms:
+        """Return `alrp_loss`."""
+        return alrp_loss(
+            logits,
+            targets,
+            loc_errors,
+            delta=self.delta,
+            eps=self.eps,
+            loc_ranking=self.loc_ranking,
+        )
+
+
+@torch.library.custom_op("rankdet::alrp", mutates_args=())
+def _alrp(
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    backend: str,
+    loc_errors: Tensor,
+    eps: float,
+    hard: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return value, what the gradient needs, and the weight of each loc_error, [P] float64."""
+    ranked = error_sharing.rank(logits, targets, delta, backend)
+    skip, pos_index, pos, negatives, positives = ranked
+    error_sharing.check_per_positive("loc_errors", loc_errors, pos)
+    loc_errors = loc_errors.double()
+    own = error_sharing.self_pair(delta)
+    count = max(pos.numel(), 1)
+    false_positives = negatives.counts()
+    ranks = positives.counts() - own + 1 + false_positives
+    above = positives.counts(loc_errors) - own * loc_errors
+    faultless = false_positives <= eps
+    errors = ((false_positives + above) / ranks).masked_fill_(faultless, 0.0)
+    weights = (errors / false_positives).masked_fill_(faultless, 0.0)
+
+    per_rank = 1 / (ranks * count)
+    if hard:
+        order = pos.argsort()
+        summed = per_rank[order].cumsum(0)
+        loc_weights = torch.empty_like(per_rank).index_copy_(0, order, summed)
+    else:
+        shared = positives.spread(per_rank, dtype=torch.float64)
+        loc_weights = shared + (1 - own) * per_rank
+    value = error_sharing.mean_or_zero(logits, skip, false_positives / ranks)
+    return (
+        value.to(error_sharing.result_dtype(logits))[None],
+        skip,
+        pos_index,
+        (-errors / count)[None],
+        (weights / count)[None],
+        loc_weights,
+    )
+
+
+@_alrp.register_fake
+def _(
+    logits: Tensor, _targets: Tensor, _delta: float, _backend: str, loc_errors: Tensor, *_: object
+) -> tuple[Tensor, ...]:
+    positives = loc_errors.shape[0]
+    shared = error_sharing.fake_outputs(logits, terms=1, positives=positives)
+    return (*shared, loc_errors.new_empty(positives, dtype=torch.float64))
+
+
+_alrp.register_autograd(error_sharing.shared_gradient, setup_context=error_sharing.save_for_sharing)

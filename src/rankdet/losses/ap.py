@@ -1,0 +1,105 @@
+"""AP Loss: one minus average precision.
+
+K. Chen, J. Li, W. Lin, J. See, J. Wang, L. Duan, Z. Chen, C. He, J. Zou, "Towards Accurate
+One-Stage Object Detection with AP-Loss", CVPR 2019; the version of TPAMI 2021 interpolates
+precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rankdet.losses import error_sharing
+from rankdet.ops.checks import require_positive
+
+
+def ap_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    delta: float = 1.0,
+    interpolated: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """AP Loss: the mean over positives of one minus the precision at their rank.
+
+    With FP_i the smoothed number of negatives above positive i and rank_i the smoothed number
+    of examples at or above it, the error of i is e_i = FP_i / rank_i. Interpolation replaces the
+    precision at i by the best one at any positive that scores no higher, so e_i by the least.
+
+    Gradient: error sharing, not a derivative. Positive i receives - e_i / P, negative j
+    receives the sum over i of H(s_j - p_i) e_i / (FP_i P).
+
+    Args:
+        logits: [M] any floating dtype, raw scores of all classes and places in one ranking.
+        targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype.
+        delta: half-width of the smoothed step, >= 0, in units of the logits.
+        interpolated: whether precision is interpolated.
+        backend: see `rankdet.ops.rank.rank_operator`.
+
+    Returns:
+        0-d tensor in [0, 1], float32 (float64 for float64 logits). 0 without positives. NaN if
+        a logit that is not ignored is NaN or infinite.
+
+    Raises:
+        TypeError: for logits that are not floating point.
+        ValueError: for other shapes, a target that is none of the three, a negative ``delta``.
+
+    References:
+        Chen et al., CVPR 2019, eq. 3-8.
+
+    >>> logits = torch.tensor([2.0, 1.0, -3.0], requires_grad=True)
+    >>> loss = ap_loss(logits, torch.tensor([0, 1, 0]))
+    >>> loss
+    tensor(0.5000, grad_fn=<UnbindBackward0>)
+    """
+    error_sharing.check_flat(logits, targets)
+    require_positive("delta", delta, zero_allowed=True)
+    values: Tensor = _ap(logits, targets, float(delta), backend, interpolated)[0]
+    return values.unbind()[0]
+
+
+class APLoss(nn.Module):
+    """`ap_loss` with its settings kept."""
+
+    def __init__(self, *, delta: float = 1.0, interpolated: bool = True) -> None:
+        """Keep the settings of `ap_loss`."""
+        super().__init__()
+        self.delta = delta
+        self.interpolated = interpolated
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return `ap_loss`."""
+        return ap_loss(logits, targets, delta=self.delta, interpolated=self.interpolated)
+
+
+@torch.library.custom_op("rankdet::ap", mutates_args=())
+def _ap(
+    logits: Tensor, targets: Tensor, delta: float, backend: str, interpolated: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    skip, pos_index, pos, negatives, positives = error_sharing.rank(logits, targets, delta, backend)
+    false_positives = negatives.counts()
+    rank_among_positives = positives.counts() - error_sharing.self_pair(delta) + 1
+    errors = false_positives / (rank_among_positives + false_positives)
+    if interpolated:
+        order = pos.argsort()
+        errors = errors.index_copy(0, order, errors[order].cummin(0).values)
+    weights = (errors / false_positives).masked_fill_(false_positives == 0, 0.0)
+    count = max(pos.numel(), 1)
+    value = error_sharing.mean_or_zero(logits, skip, errors)
+    return (
+        value.to(error_sharing.result_dtype(logits))[None],
+        skip,
+        pos_index,
+        (-errors / count)[None],
+        (weights / count)[None],
+    )
+
+
+@_ap.register_fake
+def _(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return error_sharing.fake_outputs(logits, terms=1, positives=None)
+
+
+_ap.register_autograd(error_sharing.shared_gradient, setup_context=error_sharing.save_for_sharing)

@@ -1,0 +1,154 @@
+"""Rank & Sort Loss: positives above negatives, and among themselves by localisation quality.
+
+K. Oksuz, B. C. Cam, E. Akbas, S. Kalkan, "Rank & Sort Loss for Object Detection and Instance
+Segmentation", ICCV 2021.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rankdet.losses import error_sharing
+from rankdet.ops.checks import require_floating, require_positive, require_shape
+from rankdet.ops.rank.ordered import ordered_counts, ordered_spread
+
+
+class RankSortTerms(NamedTuple):
+    """The two parts of Rank & Sort Loss; their sum is the loss."""
+
+    ranking: Tensor
+    sorting: Tensor
+
+
+def rank_sort_loss(
+    logits: Tensor,
+    targets: Tensor,
+    ious: Tensor,
+    *,
+    delta: float = 0.5,
+    eps: float = 1e-10,
+    backend: str = "auto",
+) -> RankSortTerms:
+    """Rank & Sort: the ranking error of each positive, and its excess sorting error.
+
+    With FP_i the smoothed number of negatives above positive i, t_k the IoU of positive k,
+    H the smoothed step and r+_i = sum over positives k (i included) of H(p_k - p_i):
+
+        ranking = mean_i FP_i / (r+_i + FP_i)
+        sorting = mean_i (current_i - target_i)
+
+    where current_i is the mean of 1 - t_k over the positives at or above i, weighted by H, and
+    target_i the same over those of them with t_k >= t_i: what it would be if none were above i
+    that is worse localised than i.
+
+    Gradient: error sharing, not a derivative, each term with its own upstream gradient.
+    Ranking: positive i receives - R_i / P and negative j the sum of H(s_j - p_i) R_i / (FP_i P).
+    Sorting: positive i receives - e_i / P, with e_i = current_i - target_i, and each positive k
+    with t_k < t_i its share H(p_k - p_i) e_i / (D_i P), where D_i is the sum of these H.
+
+    Args:
+        logits: [M] any floating dtype, raw scores of all classes and places in one ranking.
+        targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype. A
+            positive is a positive whatever its IoU, 0 included.
+        ious: [P] any floating dtype, in [0, 1], in the order in which the positives stand in
+            ``targets``. No gradient flows to it.
+        delta: half-width of the smoothed step, >= 0, in units of the logits.
+        eps: a positive with D_i <= eps has no sorting error to share out.
+        backend: see `rankdet.ops.rank.rank_operator`.
+
+    Returns:
+        `RankSortTerms` of 0-d tensors, float32 (float64 for float64 logits). Both 0 without
+        positives. NaN if a logit that is not ignored, or an IoU, is NaN or infinite.
+
+    Raises:
+        TypeError: for logits or ious that are not floating point.
+        ValueError: for other shapes, another number of ious than of positives, a target that is
+            none of the three, a negative ``delta`` or ``eps``.
+
+    References:
+        Oksuz et al., ICCV 2021, eq. 2-8.
+
+    >>> logits = torch.tensor([2.0, 1.0, -3.0], requires_grad=True)
+    >>> terms = rank_sort_loss(logits, torch.tensor([1, 1, 0]), torch.tensor([0.6, 0.9]))
+    >>> round(terms.ranking.item(), 4), round(terms.sorting.item(), 4)
+    (0.0, 0.1)
+    """
+    error_sharing.check_flat(logits, targets)
+    require_floating("ious", ious)
+    require_shape("ious", ious, "P")
+    require_positive("delta", delta, zero_allowed=True)
+    require_positive("eps", eps, zero_allowed=True)
+    values = _rank_sort(logits, targets, float(delta), backend, ious.detach(), eps)[0]
+    ranking, sorting = values.unbind()
+    return RankSortTerms(ranking, sorting)
+
+
+class RankSortLoss(nn.Module):
+    """`rank_sort_loss` with its settings kept."""
+
+    def __init__(self, *, delta: float = 0.5, eps: float = 1e-10) -> None:
+        """Keep the settings of `rank_sort_loss`."""
+        super().__init__()
+        self.delta = delta
+        self.eps = eps
+
+    def forward(self, logits: Tensor, targets: Tensor, ious: Tensor) -> RankSortTerms:
+        """Return `rank_sort_loss`."""
+        return rank_sort_loss(logits, targets, ious, delta=self.delta, eps=self.eps)
+
+
+@torch.library.custom_op("rankdet::rank_sort", mutates_args=())
+def _rank_sort(
+    logits: Tensor, targets: Tensor, delta: float, backend: str, ious: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return both values and what their gradients need."""
+    ranked = error_sharing.rank(logits, targets, delta, backend)
+    skip, pos_index, pos, negatives, positives = ranked
+    error_sharing.check_per_positive("ious", ious, pos)
+    ious = ious.double()
+    count = max(pos.numel(), 1)
+
+    false_positives = negatives.counts()
+    above = positives.counts()
+    ranking = false_positives / (above + false_positives)
+    weights = (ranking / false_positives).masked_fill_(false_positives == 0, 0.0)
+
+    badness = 1 - ious
+    if pos.numel():
+        pairs = ordered_counts(pos, ious, torch.stack([torch.ones_like(ious), badness]), delta)
+        misplaced, misplaced_badness = pairs
+    else:
+        misplaced = misplaced_badness = badness
+    total_badness = positives.counts(badness)
+    target = (total_badness - misplaced_badness) / (above - misplaced)
+    in_order = misplaced <= eps
+    sorting = (total_badness / above - target).masked_fill_(in_order, 0.0)
+    shares = (sorting / misplaced).masked_fill_(in_order, 0.0)
+    received = ordered_spread(pos, ious, shares[None], delta)[0] if pos.numel() else shares
+    # A bad logit spoils both terms, also the one that does not look at negatives.
+    sorting = sorting + 0 * ranking
+    values = torch.stack(
+        [error_sharing.mean_or_zero(logits, skip, error) for error in (ranking, sorting)]
+    )
+    return (
+        values.to(error_sharing.result_dtype(logits)),
+        skip,
+        pos_index,
+        torch.stack([-ranking, received - sorting]) / count,
+        torch.stack([weights, torch.zeros_like(weights)]) / count,
+    )
+
+
+@_rank_sort.register_fake
+def _(
+    logits: Tensor, _targets: Tensor, _delta: float, _backend: str, ious: Tensor, *_: object
+) -> tuple[Tensor, ...]:
+    return error_sharing.fake_outputs(logits, terms=2, positives=ious.shape[0])
+
+
+_rank_sort.register_autograd(
+    error_sharing.shared_gradient, setup_context=error_sharing.save_for_sharing
+)

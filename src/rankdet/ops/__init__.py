@@ -1,0 +1,1 @@
+"""Tensor maths without state: the ranking operator, boxes, and checks at the public doors."""

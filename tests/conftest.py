@@ -1,0 +1,49 @@
+"""Fixtures for all tests: golden vectors, and uninitialised memory made visible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+_HERE = Path(__file__).resolve().parent
+# The whole set lies beside the project where its maintainers work; the small ones are in the tree.
+_GOLDEN = (_HERE.parent.parent / "shared" / "golden", _HERE / "golden")
+
+GoldenReader = Callable[[str], dict[str, np.ndarray[Any, Any]]]
+
+
+@pytest.fixture(scope="session")
+def golden() -> GoldenReader:
+    """Read a file of golden vectors by its path, ``golden("alrp_small.npz")``."""
+
+    def read(name: str) -> dict[str, np.ndarray[Any, Any]]:
+        for folder in _GOLDEN:
+            if (folder / name).is_file():
+                with np.load(folder / name) as file:
+                    return dict(file)
+        pytest.skip(f"golden vectors {name} are not here (looked in {_GOLDEN[0]} and {_GOLDEN[1]})")
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what `torch.empty` and its kin return with NaN, so that an unwritten entry shows."""
+    for name in ("empty", "empty_like"):
+        original = getattr(torch, name)
+
+        def poisoned(*args: Any, _original: Any = original, **kwargs: Any) -> torch.Tensor:
+            made: torch.Tensor = _original(*args, **kwargs)
+            return made.fill_(torch.nan if made.is_floating_point() else -(2**30))
+
+        monkeypatch.setattr(torch, name, poisoned)
