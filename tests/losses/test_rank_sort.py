@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import GoldenReader
-from test_alrp import BACKENDS, RTOL, close
+from test_alrp import RTOL, close
 
 from rankdet.losses.rank_sort import RankSortLoss, rank_sort_loss
 from rankdet.ops.rank import ordered
@@ -20,12 +20,10 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("merging", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_authors_code(
     golden: GoldenReader,
     case: str,
-    backend: str,
     merging: bool,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
@@ -39,7 +37,7 @@ def test_equals_the_authors_code(
     # Their labels are IoUs, so a positive with IoU 0 is a negative; ours says so explicitly.
     targets, ious = labels.sign(), labels[labels > 0]
     terms = rank_sort_loss(
-        logits, targets, ious, delta=float(data["delta"]), eps=float(data["eps"]), backend=backend
+        logits, targets, ious, delta=float(data["delta"]), eps=float(data["eps"])
     )
     (by_ranking,) = torch.autograd.grad(terms.ranking, logits, retain_graph=True)
     (by_sorting,) = torch.autograd.grad(terms.sorting, logits, retain_graph=True)
@@ -65,8 +63,7 @@ def test_each_term_has_its_own_upstream_gradient() -> None:
     torch.testing.assert_close(weighted, 0.3 * r - 7 * s, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equals_a_loop_written_from_the_paper(backend: str) -> None:
+def test_equals_a_loop_written_from_the_paper() -> None:
     delta = 0.5
     logits = (2 * torch.randn(90, dtype=torch.float64)).requires_grad_()
     targets = torch.randint(-1, 2, (90,))
@@ -99,7 +96,7 @@ def test_equals_a_loop_written_from_the_paper(backend: str) -> None:
             by_sorting[i] -= current - target
             for k, h in worse.items():
                 by_sorting[k] += (current - target) * h / sum(worse.values())
-    terms = rank_sort_loss(logits, targets, ious, delta=delta, backend=backend)
+    terms = rank_sort_loss(logits, targets, ious, delta=delta)
     (r,) = torch.autograd.grad(terms.ranking, logits, retain_graph=True)
     (s,) = torch.autograd.grad(terms.sorting, logits)
     count = len(positives)

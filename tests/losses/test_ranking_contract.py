@@ -27,17 +27,17 @@ LOSSES = [
     Case(
         "alrp",
         lambda logits, targets, each: alrp_loss(logits, targets, each),
-        lambda logits, targets, each: (logits, targets, 1.0, "auto", each, 1e-5, False),
+        lambda logits, targets, each: (logits, targets, each, 1.0, 1e-5, False),
     ),
     Case(
         "ap",
         lambda logits, targets, _: (ap_loss(logits, targets),),
-        lambda logits, targets, _: (logits, targets, 1.0, "auto", True),
+        lambda logits, targets, _: (logits, targets, 1.0, True),
     ),
     Case(
         "rank_sort",
         lambda logits, targets, each: rank_sort_loss(logits, targets, each),
-        lambda logits, targets, each: (logits, targets, 0.5, "auto", each, 1e-10),
+        lambda logits, targets, each: (logits, targets, each, 0.5, 1e-10),
     ),
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=[case.name for case in LOSSES])

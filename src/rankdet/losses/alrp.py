@@ -37,7 +37,6 @@ def alrp_loss(
     delta: float = 1.0,
     eps: float = 1e-5,
     loc_ranking: LocRanking = "smooth",
-    backend: str = "auto",
 ) -> ALRPTerms:
     """Average LRP: the mean, over positives, of the LRP error of all that ranks at or above.
 
@@ -64,7 +63,6 @@ def alrp_loss(
         loc_ranking: how positives rank among themselves in the localisation part: "smooth" as
             in the formula above, "hard" by sorting, as in the authors' code. Then the sum runs
             over the positives that score at least as high, and the order of ties is arbitrary.
-        backend: see `rankdet.ops.rank.rank_operator`.
 
     Returns:
         `ALRPTerms` of 0-d tensors >= 0, float32 (float64 for float64 logits). Both 0 without
@@ -89,11 +87,10 @@ def alrp_loss(
     require_positive("delta", delta, zero_allowed=True)
     require_positive("eps", eps, zero_allowed=True)
     require_choice("loc_ranking", loc_ranking, get_args(LocRanking))
-    outputs = _alrp(
-        logits, targets, float(delta), backend, loc_errors.detach(), eps, loc_ranking == "hard"
-    )
+    hard = loc_ranking == "hard"
+    outputs = _alrp(logits, targets, loc_errors.detach(), float(delta), float(eps), hard)
     (classification,) = outputs[0].unbind()
-    localisation = (outputs[5].detach() * loc_errors.double()).sum().to(classification.dtype)
+    localisation = (outputs[-1].detach() * loc_errors.double()).sum().to(classification.dtype)
     # What ruins the ranking ruins its localisation too, also where no positive is left to tell.
     localisation = torch.where(classification.isfinite(), localisation, torch.nan)
     return ALRPTerms(classification, localisation)
@@ -125,54 +122,38 @@ class ALRPLoss(nn.Module):
 
 @torch.library.custom_op("rankdet::alrp", mutates_args=())
 def _alrp(
-    logits: Tensor,
-    targets: Tensor,
-    delta: float,
-    backend: str,
-    loc_errors: Tensor,
-    eps: float,
-    hard: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return value, what the gradient needs, and the weight of each loc_error, [P] float64."""
-    ranked = error_sharing.rank(logits, targets, delta, backend)
-    skip, pos_index, pos, negatives, positives = ranked
-    error_sharing.check_per_positive("loc_errors", loc_errors, pos)
+    logits: Tensor, targets: Tensor, loc_errors: Tensor, delta: float, eps: float, hard: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
+    ranked = error_sharing.rank(logits, targets, delta)
+    error_sharing.check_per_positive("loc_errors", loc_errors, ranked.pos)
+    false_positives, pairs = ranked.false_positives, ranked.pairs
     loc_errors = loc_errors.double()
     own = error_sharing.self_pair(delta)
-    count = max(pos.numel(), 1)
-    false_positives = negatives.counts()
-    ranks = positives.counts() - own + 1 + false_positives
-    above = positives.counts(loc_errors) - own * loc_errors
+    values = torch.stack([torch.ones_like(loc_errors), loc_errors])
+    # The pair (i, i) is taken out of the smoothed sums; where i counts, it counts as itself.
+    others, others_loc = torch.sub(pairs.counts(values), values, alpha=own)
+    ranks = others + 1 + false_positives
     faultless = false_positives <= eps
-    errors = ((false_positives + above) / ranks).masked_fill_(faultless, 0.0)
+    errors = ((false_positives + others_loc) / ranks).masked_fill_(faultless, 0.0)
     weights = (errors / false_positives).masked_fill_(faultless, 0.0)
 
-    per_rank = 1 / (ranks * count)
+    per_rank = 1 / (ranks * max(ranks.numel(), 1))
     if hard:
-        order = pos.argsort()
-        summed = per_rank[order].cumsum(0)
-        loc_weights = torch.empty_like(per_rank).index_copy_(0, order, summed)
+        order = ranked.pos.argsort()
+        loc_weights = torch.empty_like(per_rank).index_copy_(0, order, per_rank[order].cumsum(0))
     else:
-        shared = positives.spread(per_rank, dtype=torch.float64)
-        loc_weights = shared + (1 - own) * per_rank
-    value = error_sharing.mean_or_zero(logits, skip, false_positives / ranks)
-    return (
-        value.to(error_sharing.result_dtype(logits))[None],
-        skip,
-        pos_index,
-        (-errors / count)[None],
-        (weights / count)[None],
-        loc_weights,
-    )
+        loc_weights = torch.add(pairs.spread(per_rank), per_rank, alpha=1 - own)
+    values = (false_positives / ranks)[None]
+    shared = error_sharing.outputs(logits, ranked, values, -errors[None], weights[None])
+    return (*shared, loc_weights)
 
 
 @_alrp.register_fake
-def _(
-    logits: Tensor, _targets: Tensor, _delta: float, _backend: str, loc_errors: Tensor, *_: object
-) -> tuple[Tensor, ...]:
+def _(logits: Tensor, _targets: Tensor, loc_errors: Tensor, *_: object) -> tuple[Tensor, ...]:
     positives = loc_errors.shape[0]
     shared = error_sharing.fake_outputs(logits, terms=1, positives=positives)
     return (*shared, loc_errors.new_empty(positives, dtype=torch.float64))
 
 
-_alrp.register_autograd(error_sharing.shared_gradient, setup_context=error_sharing.save_for_sharing)
+error_sharing.register_gradient(_alrp)

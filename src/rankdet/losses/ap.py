@@ -20,7 +20,6 @@ def ap_loss(
     *,
     delta: float = 1.0,
     interpolated: bool = True,
-    backend: str = "auto",
 ) -> Tensor:
     """AP Loss: the mean over positives of one minus the precision at their rank.
 
@@ -36,7 +35,6 @@ def ap_loss(
         targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype.
         delta: half-width of the smoothed step, >= 0, in units of the logits.
         interpolated: whether precision is interpolated.
-        backend: see `rankdet.ops.rank.rank_operator`.
 
     Returns:
         0-d tensor in [0, 1], float32 (float64 for float64 logits). 0 without positives. NaN if
@@ -56,7 +54,7 @@ def ap_loss(
     """
     error_sharing.check_flat(logits, targets)
     require_positive("delta", delta, zero_allowed=True)
-    values: Tensor = _ap(logits, targets, float(delta), backend, interpolated)[0]
+    values: Tensor = _ap(logits, targets, float(delta), interpolated)[0]
     return values.unbind()[0]
 
 
@@ -76,25 +74,19 @@ class APLoss(nn.Module):
 
 @torch.library.custom_op("rankdet::ap", mutates_args=())
 def _ap(
-    logits: Tensor, targets: Tensor, delta: float, backend: str, interpolated: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    skip, pos_index, pos, negatives, positives = error_sharing.rank(logits, targets, delta, backend)
-    false_positives = negatives.counts()
-    rank_among_positives = positives.counts() - error_sharing.self_pair(delta) + 1
-    errors = false_positives / (rank_among_positives + false_positives)
+    logits: Tensor, targets: Tensor, delta: float, interpolated: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return `error_sharing.outputs`."""
+    ranked = error_sharing.rank(logits, targets, delta)
+    false_positives, pos = ranked.false_positives, ranked.pos
+    others = ranked.pairs.counts(torch.ones_like(false_positives)[None])[0]
+    others = others - error_sharing.self_pair(delta)
+    errors = false_positives / (others + 1 + false_positives)
     if interpolated:
         order = pos.argsort()
         errors = errors.index_copy(0, order, errors[order].cummin(0).values)
     weights = (errors / false_positives).masked_fill_(false_positives == 0, 0.0)
-    count = max(pos.numel(), 1)
-    value = error_sharing.mean_or_zero(logits, skip, errors)
-    return (
-        value.to(error_sharing.result_dtype(logits))[None],
-        skip,
-        pos_index,
-        (-errors / count)[None],
-        (weights / count)[None],
-    )
+    return error_sharing.outputs(logits, ranked, errors[None], -errors[None], weights[None])
 
 
 @_ap.register_fake
@@ -102,4 +94,4 @@ def _(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
     return error_sharing.fake_outputs(logits, terms=1, positives=None)
 
 
-_ap.register_autograd(error_sharing.shared_gradient, setup_context=error_sharing.save_for_sharing)
+error_sharing.register_gradient(_ap)

@@ -21,25 +21,31 @@ from rankdet.ops.checks import (
     require_tensor,
 )
 from rankdet.ops.few import few_nonzero
-from rankdet.ops.rank import RankOperator, rank_operator
+from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
+from rankdet.ops.rank.pairs import Pairs
+from rankdet.ops.rank.vectorised import Bins, compute_dtype, evaluate, fill_bins
 
 
 class Ranked(NamedTuple):
-    """Who is ranked.
+    """Who is ranked, and how far up.
 
     Attributes:
         skip: [S] int64, ascending: the logits that are not negatives.
         pos_index: [P] int64, ascending: the positives among them.
         pos: [P] their logits, float32 at least.
-        negatives: K over all logits but ``skip``.
-        positives: K over the positives themselves, the pairs (i, i) included.
+        false_positives: [P] float64, FP_i, the smoothed number of negatives above.
+        pairs: the operator among the positives, the pairs (i, i) included.
+        knots: where the ramps of the positives begin and end.
+        bins: what the first pass over the negatives left behind.
     """
 
     skip: Tensor
     pos_index: Tensor
     pos: Tensor
-    negatives: RankOperator
-    positives: RankOperator
+    false_positives: Tensor
+    pairs: Pairs
+    knots: Knots
+    bins: Bins
 
 
 def check_flat(logits: Tensor, targets: Tensor) -> None:
@@ -56,14 +62,13 @@ def check_flat(logits: Tensor, targets: Tensor) -> None:
         )
 
 
-def rank(logits: Tensor, targets: Tensor, delta: float, backend: str) -> Ranked:
-    """Find the positives and prepare both operators.
+def rank(logits: Tensor, targets: Tensor, delta: float) -> Ranked:
+    """Find the positives and count the negatives above each.
 
     Args:
         logits: [M] any floating dtype.
         targets: [M] 1 positive, 0 negative, -1 ignored.
         delta: half-width of the ramp.
-        backend: see `rank_operator`.
 
     Raises:
         ValueError: for a target that is none of the three.
@@ -77,10 +82,12 @@ def rank(logits: Tensor, targets: Tensor, delta: float, backend: str) -> Ranked:
         raise_unknown_kind("targets", targets, unknown)
     pos_index = skip[is_pos]
     pos = logits.index_select(0, pos_index)
-    pos = pos.to(torch.promote_types(pos.dtype, torch.float32))
-    negatives = rank_operator(pos, logits, delta, backend, skip=skip)
-    positives = rank_operator(pos, pos, delta, backend)
-    return Ranked(skip, pos_index, pos, negatives, positives)
+    pos = pos.to(compute_dtype(pos))
+    knots = make_knots(pos, delta)
+    bins = fill_bins(knots.base, logits, skip)
+    false_positives = counts_from_bins(knots, bins.number, bins.beyond)
+    false_positives.masked_fill_(~(bins.finite & pos.isfinite().all()), torch.nan)
+    return Ranked(skip, pos_index, pos, false_positives, Pairs(pos, knots, delta), knots, bins)
 
 
 def check_per_positive(name: str, values: Tensor, pos: Tensor) -> None:
@@ -97,21 +104,56 @@ def self_pair(delta: float) -> float:
     return 0.5 if delta > 0 else 1.0
 
 
-def result_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype of a loss of these logits: float64 for float64, else float32."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def outputs(
+    logits: Tensor, ranked: Ranked, errors: Tensor, pos_grads: Tensor, weights: Tensor
+) -> tuple[Tensor, ...]:
+    """Return what a registered loss returns: its values, then what its gradient needs.
 
-
-def mean_or_zero(logits: Tensor, skip: Tensor, errors: Tensor) -> Tensor:
-    """Return the mean over positives, 0-d float64; without positives 0, or NaN for bad logits.
-
-    Bad logits (NaN or infinite, and not ignored) reach the errors by themselves where there is
-    a positive; where there is none, nobody has looked at them yet.
+    Args:
+        logits: [M].
+        ranked: from `rank`.
+        errors: [T, P] float64; each of the T values of the loss is a mean over positives.
+        pos_grads: [T, P] float64, P times the gradient of each positive's logit.
+        weights: [T, P] float64, P times what each positive hands out to the negatives.
     """
+    count = max(ranked.pos.numel(), 1)
     if errors.numel():
-        return errors.mean()
-    finite = logits.index_fill(0, skip, 0.0).isfinite().all()
-    return errors.new_zeros(()).masked_fill(~finite, torch.nan)
+        values = errors.mean(1)
+    else:  # bad logits reach the errors by themselves, but for where there are none
+        finite = ranked.bins.finite
+        values = errors.new_zeros(errors.shape[0]).masked_fill_(~finite, torch.nan)
+    function = pieces(ranked.knots, weights / count)
+    return (
+        values.to(compute_dtype(logits)),
+        ranked.skip,
+        ranked.pos_index,
+        pos_grads / count,
+        ranked.knots.base,
+        function.value,
+        function.slope,
+        ranked.bins.searched,
+        ranked.bins.searched_bins,
+    )
+
+
+def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Tensor, ...]:
+    """Return tensors of the shapes of `outputs`, for `torch.compile`."""
+    context = torch.library.get_ctx()
+    count: Any = context.new_dynamic_size() if positives is None else positives
+    few = context.new_dynamic_size()
+    whole = {"dtype": torch.int64}
+    exact = {"dtype": torch.float64}
+    return (
+        logits.new_empty(terms, dtype=compute_dtype(logits)),
+        logits.new_empty(context.new_dynamic_size(), **whole),
+        logits.new_empty(count, **whole),
+        logits.new_empty((terms, count), **exact),
+        logits.new_empty(2 * count + 1, **exact),
+        logits.new_empty((terms, 2 * count + 1), **exact),
+        logits.new_empty((terms, 2 * count + 1), **exact),
+        logits.new_empty(few, **whole),
+        logits.new_empty(few, **whole),
+    )
 
 
 @torch.library.custom_op("rankdet::share_errors", mutates_args=())
@@ -120,27 +162,19 @@ def share_errors(
     skip: Tensor,
     pos_index: Tensor,
     pos_grads: Tensor,
-    weights: Tensor,
-    delta: float,
-    backend: str,
+    base: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    searched: Tensor,
+    searched_bins: Tensor,
 ) -> Tensor:
-    """Return the gradient of a ranking loss for its logits.
+    """Return the gradient of a ranking loss for its logits, [M] in their dtype.
 
-    Args:
-        logits: [M] any floating dtype.
-        skip: [S] int64, ascending: the logits that are not negatives.
-        pos_index: [P] int64, the positives among them.
-        pos_grads: [P] float64, gradient of each positive's logit.
-        weights: [P] float64, what each positive hands out to the negatives.
-        delta: half-width of the ramp.
-        backend: see `rank_operator`.
-
-    Returns:
-        [M] in the dtype of ``logits``; 0 where ignored.
+    The arguments are `outputs` of the loss, with pos_grads [P], value and slope [2P + 1] summed
+    over its terms, each times its upstream gradient.
     """
-    pos = logits.index_select(0, pos_index)
-    operator = rank_operator(pos, logits, delta, backend, skip=skip)
-    grad = operator.spread(weights, dtype=logits.dtype)
+    function = Pieces(value, slope)
+    grad = evaluate(base, function, logits, skip, searched, searched_bins, logits.dtype)
     return grad.index_copy_(0, pos_index, pos_grads.to(logits.dtype))
 
 
@@ -159,47 +193,22 @@ def _refuse_second(*_: object) -> None:
 share_errors.register_autograd(_refuse_second)
 
 
-def save_for_sharing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep what `shared_gradient` needs; the set-up half of a loss's autograd formula.
-
-    A loss that uses it takes (logits, targets, delta, backend, ...) and returns
-    (values [T], skip [S], pos_index [P], pos_grads [T, P], weights [T, P], ...).
-    """
-    logits, _, delta, backend = inputs[:4]
-    _, skip, pos_index, pos_grads, weights = output[:5]
-    ctx.save_for_backward(logits, skip, pos_index, pos_grads, weights)
-    ctx.delta, ctx.backend, ctx.inputs = delta, backend, len(inputs)
-
-
-def shared_gradient(ctx: Any, grad_values: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    """Share the errors out; the gradient half of a loss's autograd formula.
+def register_gradient(loss: torch.library.CustomOpDef) -> None:
+    """Give a registered loss, whose first argument is the logits, its error-sharing gradient.
 
     Each of the T terms has its own upstream gradient; one pass over the logits serves them all.
     """
-    logits, skip, pos_index, pos_grads, weights = ctx.saved_tensors
-    upstream = grad_values.double()
-    grad = share_errors(
-        logits,
-        skip,
-        pos_index,
-        (upstream[:, None] * pos_grads).sum(0),
-        (upstream[:, None] * weights).sum(0),
-        ctx.delta,
-        ctx.backend,
-    )
-    return (grad, *[None] * (ctx.inputs - 1))
 
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(inputs[0], *output[1:9])
+        ctx.inputs = len(inputs)
 
-def fake_outputs(
-    logits: Tensor, terms: int, positives: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return tensors of the right shapes for `torch.compile`: the first five outputs of a loss."""
-    context = torch.library.get_ctx()
-    count: Any = context.new_dynamic_size() if positives is None else positives
-    return (
-        logits.new_empty(terms, dtype=result_dtype(logits)),
-        logits.new_empty(context.new_dynamic_size(), dtype=torch.int64),
-        logits.new_empty(count, dtype=torch.int64),
-        logits.new_empty((terms, count), dtype=torch.float64),
-        logits.new_empty((terms, count), dtype=torch.float64),
-    )
+    def gradient(ctx: Any, grad_values: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        logits, skip, pos_index, pos_grads, base, value, slope, *searched = ctx.saved_tensors
+        upstream = grad_values.double()
+        summed = (upstream @ each for each in (pos_grads, value, slope))
+        pos_grad, value, slope = summed
+        grad = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, *searched)
+        return (grad, *[None] * (ctx.inputs - 1))
+
+    loss.register_autograd(gradient, setup_context=save)

@@ -30,7 +30,6 @@ def rank_sort_loss(
     *,
     delta: float = 0.5,
     eps: float = 1e-10,
-    backend: str = "auto",
 ) -> RankSortTerms:
     """Rank & Sort: the ranking error of each positive, and its excess sorting error.
 
@@ -57,7 +56,6 @@ def rank_sort_loss(
             ``targets``. No gradient flows to it.
         delta: half-width of the smoothed step, >= 0, in units of the logits.
         eps: a positive with D_i <= eps has no sorting error to share out.
-        backend: see `rankdet.ops.rank.rank_operator`.
 
     Returns:
         `RankSortTerms` of 0-d tensors, float32 (float64 for float64 logits). Both 0 without
@@ -81,7 +79,7 @@ def rank_sort_loss(
     require_shape("ious", ious, "P")
     require_positive("delta", delta, zero_allowed=True)
     require_positive("eps", eps, zero_allowed=True)
-    values = _rank_sort(logits, targets, float(delta), backend, ious.detach(), eps)[0]
+    values = _rank_sort(logits, targets, ious.detach(), float(delta), float(eps))[0]
     ranking, sorting = values.unbind()
     return RankSortTerms(ranking, sorting)
 
@@ -102,53 +100,40 @@ class RankSortLoss(nn.Module):
 
 @torch.library.custom_op("rankdet::rank_sort", mutates_args=())
 def _rank_sort(
-    logits: Tensor, targets: Tensor, delta: float, backend: str, ious: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return both values and what their gradients need."""
-    ranked = error_sharing.rank(logits, targets, delta, backend)
-    skip, pos_index, pos, negatives, positives = ranked
-    error_sharing.check_per_positive("ious", ious, pos)
-    ious = ious.double()
-    count = max(pos.numel(), 1)
+    logits: Tensor, targets: Tensor, ious: Tensor, delta: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return `error_sharing.outputs`."""
+    ranked = error_sharing.rank(logits, targets, delta)
+    error_sharing.check_per_positive("ious", ious, ranked.pos)
+    false_positives, pos = ranked.false_positives, ranked.pos
+    badness = 1 - ious.double()
+    values = torch.stack([torch.ones_like(badness), badness])
+    # The pair (i, i) stays in: i is among those at or above i, by half.
+    above, above_badness = ranked.pairs.counts(values)
 
-    false_positives = negatives.counts()
-    above = positives.counts()
     ranking = false_positives / (above + false_positives)
     weights = (ranking / false_positives).masked_fill_(false_positives == 0, 0.0)
 
-    badness = 1 - ious
-    if pos.numel():
-        pairs = ordered_counts(pos, ious, torch.stack([torch.ones_like(ious), badness]), delta)
-        misplaced, misplaced_badness = pairs
-    else:
-        misplaced = misplaced_badness = badness
-    total_badness = positives.counts(badness)
-    target = (total_badness - misplaced_badness) / (above - misplaced)
+    misplaced, misplaced_badness = ordered_counts(pos, ious, values, delta)
+    target = (above_badness - misplaced_badness) / (above - misplaced)
     in_order = misplaced <= eps
-    sorting = (total_badness / above - target).masked_fill_(in_order, 0.0)
+    sorting = (above_badness / above - target).masked_fill_(in_order, 0.0)
     shares = (sorting / misplaced).masked_fill_(in_order, 0.0)
-    received = ordered_spread(pos, ious, shares[None], delta)[0] if pos.numel() else shares
+    received = ordered_spread(pos, ious, shares[None], delta)[0]
     # A bad logit spoils both terms, also the one that does not look at negatives.
-    sorting = sorting + 0 * ranking
-    values = torch.stack(
-        [error_sharing.mean_or_zero(logits, skip, error) for error in (ranking, sorting)]
-    )
-    return (
-        values.to(error_sharing.result_dtype(logits)),
-        skip,
-        pos_index,
-        torch.stack([-ranking, received - sorting]) / count,
-        torch.stack([weights, torch.zeros_like(weights)]) / count,
+    sorting = torch.add(sorting, ranking, alpha=0)
+    return error_sharing.outputs(
+        logits,
+        ranked,
+        errors=torch.stack([ranking, sorting]),
+        pos_grads=torch.stack([-ranking, received - sorting]),
+        weights=torch.stack([weights, torch.zeros_like(weights)]),
     )
 
 
 @_rank_sort.register_fake
-def _(
-    logits: Tensor, _targets: Tensor, _delta: float, _backend: str, ious: Tensor, *_: object
-) -> tuple[Tensor, ...]:
+def _(logits: Tensor, _targets: Tensor, ious: Tensor, *_: object) -> tuple[Tensor, ...]:
     return error_sharing.fake_outputs(logits, terms=2, positives=ious.shape[0])
 
 
-_rank_sort.register_autograd(
-    error_sharing.shared_gradient, setup_context=error_sharing.save_for_sharing
-)
+error_sharing.register_gradient(_rank_sort)

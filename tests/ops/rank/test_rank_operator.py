@@ -193,16 +193,20 @@ def test_a_narrow_ramp_tends_to_the_hard_step() -> None:
 @pytest.mark.parametrize("who", ["pos", "neg", "weight"])
 @pytest.mark.parametrize("size", [10, 20_000])
 @pytest.mark.parametrize("backend", ["reference", "vectorised"])
-def test_what_is_not_finite_makes_every_result_nan(
+def test_what_is_not_finite_never_passes_unseen(
     backend: str, size: int, who: str, bad: float
 ) -> None:
     pos, neg = scores("trained", 5, size, 1.0)
     weights = torch.rand(5)
     {"pos": pos, "neg": neg, "weight": weights}[who][3] = bad
     operator = rank_operator(pos, neg, 1.0, backend)
-    if who != "weight":
+    spread = operator.spread(weights)
+    if who == "neg":
         assert operator.counts().isnan().all()
-    assert operator.spread(weights).isnan().all()
+        assert spread.isnan().nonzero().tolist() == [[3]]
+    else:
+        assert operator.counts().isnan().all() == (who == "pos")
+        assert spread.isnan().all()
 
 
 @pytest.mark.parametrize("backend", ["reference", "vectorised"])

@@ -63,7 +63,10 @@ class RankOperator:
         if per_neg is not None:
             require_floating("per_neg", per_neg)
             require_shape("per_neg", per_neg, self._negatives)
-        return _nan_unless_finite(self._implementation.counts(per_neg), per_neg)
+        counts = self._implementation.counts(per_neg)
+        if per_neg is not None:
+            counts = counts.masked_fill_(~per_neg.isfinite().all(), torch.nan)
+        return counts
 
     @torch.no_grad()
     def spread(self, per_pos: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -75,17 +78,14 @@ class RankOperator:
 
         Returns:
             [N]. Exactly 0 for a negative that reaches no positive, and for one that is skipped.
-            NaN throughout where any score or weight is NaN or infinite.
+            NaN for a negative that is NaN or infinite; NaN throughout where a positive or a
+            weight is.
         """
         require_floating("per_pos", per_pos)
         require_shape("per_pos", per_pos, self._positives)
-        return _nan_unless_finite(self._implementation.spread(per_pos, dtype), per_pos)
-
-
-def _nan_unless_finite(result: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return result
-    return result.masked_fill_(~weights.isfinite().all(), torch.nan)
+        # One weight that is not finite makes every weight, and so every share, NaN.
+        per_pos = per_pos.double() + 0 * per_pos.sum(dtype=torch.float64)
+        return self._implementation.spread(per_pos, dtype)
 
 
 def rank_operator(

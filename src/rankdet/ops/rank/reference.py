@@ -20,15 +20,13 @@ class ReferenceOperator:
     """K_ij = H(neg_j - pos_i), held as a matrix. See `rankdet.ops.rank.rank_operator`."""
 
     def __init__(self, pos: Tensor, neg: Tensor, delta: float, skip: Tensor | None) -> None:
-        """Build the matrix; skipped columns are zero, one score that is not finite makes it NaN."""
+        """Build the matrix. Skipped columns are zero; one that is not finite is NaN."""
         pos, neg = pos.double(), neg.double()
-        if skip is not None:
-            neg = neg.index_fill(0, skip, 0.0)
         matrix = smoothed_step(neg[None, :] - pos[:, None], delta)  # [P, N]
+        matrix = matrix.masked_fill(~neg.isfinite(), torch.nan)
         if skip is not None:
             matrix = matrix.index_fill(1, skip, 0.0)
-        finite = pos.isfinite().all() & neg.isfinite().all()
-        self._matrix = matrix.masked_fill(~finite, torch.nan)
+        self._matrix = matrix.masked_fill(~pos.isfinite().all(), torch.nan)
 
     def counts(self, per_neg: Tensor | None) -> Tensor:
         """Return K v, [P] float64."""
@@ -36,4 +34,4 @@ class ReferenceOperator:
 
     def spread(self, per_pos: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Return K^T w, [N] in ``dtype`` (float64 unless given)."""
-        return (per_pos.double() @ self._matrix).to(dtype or torch.float64)
+        return (per_pos @ self._matrix).to(dtype or torch.float64)

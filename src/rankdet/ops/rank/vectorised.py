@@ -1,5 +1,8 @@
 """The operator in plain torch: O((N + P) log P), the negatives neither sorted nor copied.
 
+Two passes over the scores. `fill_bins` sorts them into the bins between the knots, from which
+the counts follow; `evaluate` reads K^T w, a piecewise linear function, off at every score.
+
 Two ways to find the bin of a score. The exact one is a binary search among the knots
 (`torch.bucketize`, 40-60 ns for each score on a CPU). On a CPU, large inputs go through a
 uniform grid of cells first (see `rankdet.ops.rank.grid`), and chunks whose scores all lie in
@@ -9,6 +12,7 @@ one bin, which is every chunk at the start of a training, need neither.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,183 +23,261 @@ from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 
 # Scores per chunk: on a CPU a handful of temporaries of this size stay in the cache and are
 # long enough to be shared between threads; on a GPU it only bounds the memory.
-_CHUNK_CPU = 1 << 18
+_CHUNK_CPU = 1 << 17
 _CHUNK_GPU = 1 << 24
 # Below this many scores the search costs less than laying the grid.
-_GRID_FROM = 1 << 12
+_GRID_FROM = 1 << 13
+
+
+class Bins(NamedTuple):
+    """What the first pass leaves behind.
+
+    Attributes:
+        number: [2P + 1] int64, how many scores each bin holds.
+        beyond: [2P + 1] float64, sum of their distances to the knot just below.
+        finite: 0-d bool, whether every score was finite that was not to be left out.
+        searched: [m] int64, the scores of mixed cells, for which the second pass needs
+        searched_bins: [m] int64, what the search found for them.
+    """
+
+    number: Tensor
+    beyond: Tensor
+    finite: Tensor
+    searched: Tensor
+    searched_bins: Tensor
 
 
 class VectorisedOperator:
     """K_ij = H(neg_j - pos_i), never formed. See `rankdet.ops.rank.rank_operator`."""
 
     def __init__(self, pos: Tensor, neg: Tensor, delta: float, skip: Tensor | None) -> None:
-        """Sort the knots; the scores are read by `counts` and again by `spread`."""
+        """Make the first pass over the scores."""
         self._neg = neg
-        self._skip = skip
-        self._dtype = torch.promote_types(torch.promote_types(pos.dtype, neg.dtype), torch.float32)
+        self._skip = neg.new_zeros(0, dtype=torch.int64) if skip is None else skip
         self._knots = make_knots(pos, delta)
-        self._finite = pos.isfinite().all()
-        self._on_cpu = neg.device.type == "cpu"
+        self._bins = fill_bins(self._knots.base, neg, self._skip)
+        self._pos_finite = pos.isfinite().all()
 
     def counts(self, per_neg: Tensor | None) -> Tensor:
         """Return K v, [P] float64."""
-        bins = self._knots.values.numel() + 1
-        exact = torch.int64 if per_neg is None else torch.float64
-        number = torch.zeros(bins, dtype=exact, device=self._neg.device)
-        beyond = torch.zeros(bins, dtype=torch.float64, device=self._neg.device)
-        if per_neg is None and self._streams():
-            finite = self._fill_by_grid(number, beyond)
-        else:
-            finite = self._fill_by_search(number, beyond, per_neg)
-        return counts_from_bins(self._knots, number, beyond).masked_fill_(~finite, torch.nan)
+        number, beyond = self._bins.number, self._bins.beyond
+        if per_neg is not None:
+            weights = per_neg.double().index_fill(0, self._skip, 0.0)
+            scores = self._neg.double().index_fill(0, self._skip, 0.0)
+            number, beyond = weigh_bins(self._knots.base, scores, weights[None])
+        counts = counts_from_bins(self._knots, number, beyond).view(-1)
+        return counts.masked_fill_(~(self._pos_finite & self._bins.finite), torch.nan)
 
     def spread(self, per_pos: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Return K^T w, [N] in ``dtype``."""
-        result = torch.empty_like(self._neg, dtype=dtype or self._dtype)
-        function = pieces(self._knots, per_pos.double())
-        if self._streams():
-            self._spread_by_grid(function, result)
-        else:
-            self._spread_by_search(function, result)
-        return result
+        per_pos = per_pos.masked_fill(~self._pos_finite, torch.nan)
+        function = pieces(self._knots, per_pos)
+        bins = self._bins
+        return evaluate(
+            self._knots.base, function, self._neg, self._skip,
+            bins.searched, bins.searched_bins, dtype or compute_dtype(self._neg),
+        )  # fmt: skip
 
-    def _streams(self) -> bool:
-        """Tell whether the grid serves: a CPU, enough scores, and knots to lay it over."""
-        enough = self._neg.numel() >= _GRID_FROM and self._knots.values.numel() > 0
-        return self._on_cpu and enough and bool(self._finite)
 
-    def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Yield place, scores in ``dtype`` and the indices among them to leave out."""
-        size, total = _CHUNK_CPU if self._on_cpu else _CHUNK_GPU, self._neg.numel()
-        begins = range(0, total, size)
-        skip = self._neg.new_zeros(0, dtype=torch.int64) if self._skip is None else self._skip
-        cuts = torch.searchsorted(skip, torch.tensor([*begins, total], device=skip.device)).tolist()
-        for begin, first, last in zip(begins, cuts[:-1], cuts[1:], strict=True):
-            place = slice(begin, min(begin + size, total))
-            out = skip[first:last] - begin if first < last else None
-            yield place, self._neg[place].to(dtype), out
+def compute_dtype(scores: Tensor) -> torch.dtype:
+    """Return the dtype in which scores are compared: float64 for float64, else float32."""
+    return torch.promote_types(scores.dtype, torch.float32)
 
-    def _fill_by_search(self, number: Tensor, beyond: Tensor, per_neg: Tensor | None) -> Tensor:
-        """Fill the bins on any device, with or without weights; return whether all was finite."""
-        finite = self._finite
-        for place, scores, out in self._chunks(torch.float64):
+
+def fill_bins(base: Tensor, scores: Tensor, skip: Tensor) -> Bins:
+    """Make the first pass.
+
+    Args:
+        base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
+        scores: [N] any floating dtype.
+        skip: [S] int64, ascending, the scores to leave out.
+    """
+    number = torch.zeros(base.numel(), dtype=torch.int64, device=scores.device)
+    beyond = torch.zeros(base.numel(), dtype=torch.float64, device=scores.device)
+    finite = torch.ones((), dtype=torch.bool, device=scores.device)
+    if _streams(base, scores):
+        return _fill_by_grid(base, scores, skip, number, beyond)
+    for _, part, out in _chunks(scores, skip, torch.float64):
+        if out is not None:
+            part = part.index_fill(0, out, 0.0)
+        finite = finite & part.isfinite().all()
+        bin_ = torch.bucketize(part, base[1:])
+        if out is not None:
+            bin_.index_fill_(0, out, 0)
+        number.scatter_add_(0, bin_, torch.ones_like(bin_))
+        beyond.scatter_add_(0, bin_, part - base.index_select(0, bin_))
+    return Bins(number, beyond, finite, skip.new_zeros(0), skip.new_zeros(0))
+
+
+def weigh_bins(base: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the contents of the bins for T sets of weights, by search; small inputs.
+
+    Args:
+        base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
+        scores: [N] float64.
+        weights: [T, N] float64.
+
+    Returns:
+        Weight and weighted distance to the knot just below in each bin, both [T, 2P + 1].
+    """
+    bin_ = torch.bucketize(scores, base[1:])
+    places = bin_.expand(weights.shape)
+    empty = weights.new_zeros(weights.shape[0], base.numel())
+    distance = scores - base.index_select(0, bin_)
+    return (
+        empty.scatter_add(1, places, weights),
+        empty.scatter_add_(1, places, weights * distance),
+    )
+
+
+def evaluate(
+    base: Tensor,
+    function: Pieces,
+    scores: Tensor,
+    skip: Tensor,
+    searched: Tensor,
+    searched_bins: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Make the second pass: a piecewise linear function at each score.
+
+    Args:
+        base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
+        function: of 2P + 1 bins.
+        scores: [N] any floating dtype.
+        skip: [S] int64, ascending, the scores to leave out.
+        searched: [m] int64, from the first pass over the same scores.
+        searched_bins: [m] int64, likewise.
+        dtype: of the result.
+
+    Returns:
+        [N] in ``dtype``. 0 where left out; NaN where a score is NaN or infinite.
+    """
+    result = torch.empty_like(scores, dtype=dtype)
+    if _streams(base, scores):
+        _evaluate_by_grid(base, function, scores, skip, result)
+        found = read_off(base, function, scores.index_select(0, searched).double(), searched_bins)
+        result.index_copy_(0, searched, found.to(dtype))
+    else:
+        for place, part, _ in _chunks(scores, skip, torch.float64):
+            result[place] = read_off(base, function, part, torch.bucketize(part, base[1:]))
+    return result.index_fill_(0, skip, 0.0)
+
+
+def read_off(base: Tensor, function: Pieces, scores: Tensor, bin_: Tensor) -> Tensor:
+    """Return a piecewise linear function at scores [n] float64 of known bins [n] int64."""
+    offset = scores - base.index_select(0, bin_)
+    slope = function.slope.index_select(0, bin_)
+    return torch.addcmul(function.value.index_select(0, bin_), slope, offset)
+
+
+def _streams(base: Tensor, scores: Tensor) -> bool:
+    """Tell whether the grid serves: a CPU, enough scores, and finite knots to lay it over."""
+    if not scores.is_cpu or scores.numel() < _GRID_FROM or base.numel() == 1:
+        return False
+    return bool(base[[1, -1]].isfinite().all())
+
+
+def _chunks(
+    scores: Tensor, skip: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield place, scores in ``dtype`` and the indices among them to leave out."""
+    size, total = _CHUNK_CPU if scores.is_cpu else _CHUNK_GPU, scores.numel()
+    begins = range(0, total, size)
+    cuts = [0, skip.numel()]
+    if len(begins) > 1:
+        ends = torch.tensor([*begins, total], device=skip.device)
+        cuts = torch.searchsorted(skip, ends).tolist()
+    for begin, first, last in zip(begins, cuts[:-1], cuts[1:], strict=False):
+        place = slice(begin, min(begin + size, total))
+        out = skip[first:last] - begin if first < last else None
+        yield place, scores[place].to(dtype), out
+
+
+def _chunks_with_bin(
+    base: Tensor, scores: Tensor, skip: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor | None, int | None]]:
+    """Yield the chunks and, for one that lies in a single bin, this bin.
+
+    Both passes go through here, so that they treat a chunk in the same way.
+    """
+    knots = base[1:]
+    for place, part, out in _chunks(scores, skip, compute_dtype(scores)):
+        # Three scores tell most chunks of several bins without a look at all the others.
+        probe = part[:: max(part.numel() // 2, 1)].contiguous()
+        probe = torch.bucketize(probe.double(), knots)
+        only = None
+        if bool((probe == probe[0]).all()):
+            low, high = part.aminmax()
+            first, last = torch.bucketize(torch.stack([low, high]).double(), knots).tolist()
+            if first == last and bool(low.isfinite() & high.isfinite()):
+                only = first
+        yield place, part, out, only
+
+
+def _fill_by_grid(
+    base: Tensor, scores: Tensor, skip: Tensor, number: Tensor, beyond: Tensor
+) -> Bins:
+    """Make the first pass on a CPU.
+
+    A chunk within one bin needs two sums. Any other goes through the cells of the grid, and
+    the few scores in mixed cells through the search.
+    """
+    bins = base.numel()
+    in_bin = torch.zeros(bins + 1, dtype=torch.int64)  # one more bin than there are: mixed
+    total = torch.zeros(bins + 1, dtype=torch.float64)  # sums of scores
+    grid: Grid | None = None
+    searched = [skip.new_zeros(0)]
+    for place, part, out, only in _chunks_with_bin(base, scores, skip):
+        if only == 0:
+            continue
+        if only is not None:
+            distance = part.double() - base[only]
             if out is not None:
-                scores = scores.index_fill(0, out, 0.0)
-            finite = finite & scores.isfinite().all()
-            bin_ = torch.bucketize(scores, self._knots.values)
-            if out is not None:
-                bin_ = bin_.index_fill_(0, out, 0)
-            weight = torch.ones_like(bin_) if per_neg is None else per_neg[place].double()
-            number.scatter_add_(0, bin_, weight)
-            beyond.scatter_add_(0, bin_, (scores - self._knots.base[bin_]) * weight)
-        return finite
+                distance.index_fill_(0, out, 0.0)
+            number[only] += part.numel() - (0 if out is None else out.numel())
+            beyond[only] += distance.sum()
+            continue
+        if grid is None:
+            grid = Grid(base[1:], part.dtype, scores.numel())
+        cell, _ = grid.cells(part, leave_out=out)
+        bin_ = grid.bins.index_select(0, cell)
+        wide = part.double()
+        if out is not None:  # in bin 0 now, which takes no part, but NaN must not stay there
+            wide = wide.index_fill(0, out, 0.0)
+        in_bin += torch.bincount(bin_, minlength=bins + 1)
+        total += torch.bincount(bin_, weights=wide, minlength=bins + 1)
+        searched.append(few_nonzero(bin_ == grid.mixed_bin).add_(place.start))
+    number += in_bin[:-1]
+    beyond += total[:-1] - in_bin[:-1] * base
+    few = torch.cat(searched)
+    values = scores.index_select(0, few).double()
+    few_bins = torch.bucketize(values, base[1:])
+    number += torch.bincount(few_bins, minlength=bins)
+    distance = values - base.index_select(0, few_bins)
+    beyond += torch.bincount(few_bins, weights=distance, minlength=bins)
+    # A NaN or an infinity is in the sums of the lowest or the highest bin.
+    return Bins(number, beyond, total.isfinite().all(), few, few_bins)
 
-    def _spread_by_search(self, function: Pieces, result: Tensor) -> None:
-        """Evaluate K^T w at every score, on any device."""
-        finite = self._finite
-        for place, scores, out in self._chunks(torch.float64):
-            if out is not None:
-                scores = scores.index_fill(0, out, 0.0)
-            finite = finite & scores.isfinite().all()
-            value = self._evaluate(function, scores)
-            if out is not None:
-                value = value.index_fill_(0, out, 0.0)
-            result[place] = value
-        result.masked_fill_(~finite, torch.nan)
 
-    def _fill_by_grid(self, number: Tensor, beyond: Tensor) -> Tensor:
-        """Fill the bins on a CPU; return whether all was finite.
-
-        A chunk within one bin needs two sums. Any other goes through the cells of the grid, and
-        the few scores in mixed cells through the search.
-        """
-        base, bins = self._knots.base, number.numel()
-        total = torch.zeros(bins + 1, dtype=torch.float64)  # sums of scores, one more bin: mixed
-        inside = torch.zeros(bins + 1, dtype=torch.int64)
-        grid: Grid | None = None
-        for _, scores, out in self._chunks(self._dtype):
-            low, high = _range(scores, out)
-            if not (abs(low) < torch.inf and abs(high) < torch.inf):
-                return torch.tensor(False)
-            only = self._only_bin(low, high)
-            if only == 0:
-                continue
-            if only is not None:
-                wide = scores.double() - base[only]
-                number[only] += wide.numel() - (0 if out is None else out.numel())
-                beyond[only] += (wide if out is None else wide.index_fill_(0, out, 0.0)).sum()
-                continue
-            if grid is None:
-                grid = Grid(self._knots, self._dtype, self._neg.numel())
-            place = grid.place(scores)
-            if out is not None:
-                place.index_fill_(0, out, 0.0)
-            bin_ = grid.bins.index_select(0, place.to(torch.int32))
-            inside += torch.bincount(bin_, minlength=bins + 1)
-            total += torch.bincount(bin_, weights=scores.double(), minlength=bins + 1)
-            mixed = few_nonzero(bin_ == grid.mixed_bin)
-            searched = scores.index_select(0, mixed).double()
-            bin_ = torch.bucketize(searched, self._knots.values)
-            number += torch.bincount(bin_, minlength=bins)
-            distance = searched - base.index_select(0, bin_)
-            beyond += torch.bincount(bin_, weights=distance, minlength=bins)
-        number += inside[:-1]
-        # What was left out may be anything, but it was put into bin 0, which takes no part.
-        beyond[1:] += total[1:-1] - inside[1:-1] * base[1:]
-        return torch.tensor(True)
-
-    def _spread_by_grid(self, function: Pieces, result: Tensor) -> None:
-        """Evaluate K^T w on a CPU, chunk by chunk as in `_fill_by_grid`."""
-        dtype = torch.promote_types(self._dtype, result.dtype)
-        grid: Grid | None = None
-        for where, scores, out in self._chunks(dtype):
-            low, high = _range(scores, out)
-            if not (abs(low) < torch.inf and abs(high) < torch.inf):
-                result.fill_(torch.nan)
-                return
-            only = self._only_bin(low, high)
-            if only == 0:
-                result[where] = 0.0
-                continue
-            if only is not None:
-                base, value, slope = (
-                    float(part[only]) for part in (self._knots.base, function.value, function.slope)
-                )
-                values = (scores - base).mul_(slope).add_(value)
+def _evaluate_by_grid(
+    base: Tensor, function: Pieces, scores: Tensor, skip: Tensor, result: Tensor
+) -> None:
+    """Make the second pass on a CPU, but for the scores in mixed cells."""
+    dtype = torch.promote_types(compute_dtype(scores), result.dtype)
+    grid: Grid | None = None
+    for place, part, _, only in _chunks_with_bin(base, scores, skip):
+        if only is not None:
+            value, slope, knot = (float(x[only]) for x in (function.value, function.slope, base))
+            if slope == 0:
+                result[place] = value
             else:
-                if grid is None:
-                    grid = Grid(self._knots, dtype, self._neg.numel())
-                    table = grid.table(self._knots, function)
-                place = grid.place(scores)
-                if out is not None:
-                    place.index_fill_(0, out, 0.0)
-                entry = table.index_select(0, place.to(torch.int32))
-                offset = grid.offset(scores, place)
-                values = torch.addcmul(entry.real, entry.imag, offset, out=offset)
-                mixed = few_nonzero(values.isnan())
-                searched = self._evaluate(function, scores.index_select(0, mixed).double())
-                values.index_copy_(0, mixed, searched.to(values.dtype))
-            if out is not None:
-                values.index_fill_(0, out, 0.0)
-            result[where] = values
-
-    def _only_bin(self, low: float, high: float) -> int | None:
-        """Return the bin that holds the whole range, None where there are several."""
-        ends = torch.tensor([low, high], dtype=torch.float64)
-        first, last = torch.bucketize(ends, self._knots.values).tolist()
-        return first if first == last else None
-
-    def _evaluate(self, function: Pieces, scores: Tensor) -> Tensor:
-        """Return the piecewise linear function at each score, both float64."""
-        bin_ = torch.bucketize(scores, self._knots.values)
-        offset = scores - self._knots.base.index_select(0, bin_)
-        slope = function.slope.index_select(0, bin_)
-        return torch.addcmul(function.value.index_select(0, bin_), slope, offset)
-
-
-def _range(scores: Tensor, out: Tensor | None) -> tuple[float, float]:
-    """Return the least and the largest score; what is left out may widen it, if it is finite."""
-    low, high = (float(end) for end in scores.aminmax())
-    if out is not None and not (abs(low) < torch.inf and abs(high) < torch.inf):
-        low, high = (float(end) for end in scores.index_fill(0, out, 0.0).aminmax())
-    return low, high
+                result[place] = (part.to(dtype) - knot).mul_(slope).add_(value)
+            continue
+        if grid is None:
+            grid = Grid(base[1:], part.dtype, scores.numel())
+            table = grid.table(base, function, dtype)
+        cell, exact = grid.cells(part)
+        entry = table.index_select(0, cell)
+        offset = grid.offsets(part, exact, dtype)
+        result[place] = torch.addcmul(entry.real, entry.imag, offset, out=offset)

@@ -1,0 +1,1 @@
+"""Benchmarks: correctness first, then time and memory beside named rivals, as rows of CSV."""

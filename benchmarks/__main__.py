@@ -1,0 +1,77 @@
+"""Time the losses on this machine.
+
+Examples:
+    python -m benchmarks                    the whole table and both plots, some minutes
+    python -m benchmarks --only losses      the table alone
+    python -m benchmarks --quick --out /tmp/rows   a glance, not kept with the project
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import cases, losses, results
+
+# What the plots run over.
+GROWTH_N = (10**4, 10**5, 10**6, 10**7, 3 * 10**7)
+GROWTH_P = (10, 100, 1000, 10_000)
+
+
+def table(device: str, seconds: float, out: Path, quick: bool) -> None:
+    sizes = cases.SIZES[:1] if quick else cases.SIZES
+    which = [cases.Case(*size, regime) for size in sizes for regime in cases.REGIMES]
+    for row in losses.rows(which, device=device, seconds=seconds):
+        results.append(out / f"losses-{device}.csv", [row])
+        print(results.show(row), flush=True)
+
+
+def growth(device: str, seconds: float, out: Path, quick: bool) -> None:
+    panels = {
+        "N": [cases.Case(1000, n, r) for r in cases.REGIMES for n in GROWTH_N],
+        "P": [cases.Case(p, 10**6, r) for r in cases.REGIMES for p in GROWTH_P],
+    }
+    for against, which in panels.items():
+        if quick:
+            which = [case for case in which if case.positives * case.negatives <= 10**8]
+        path = out / f"growth-{against.lower()}-{device}.csv"
+        before = len(results.read(path)) if path.exists() else 0
+        for row in losses.rows(which, device=device, seconds=seconds / 2, with_loop=False):
+            results.append(path, [row])
+            print(results.show(row), flush=True)
+        rows = results.read(path)[before:]
+        fixed = "P = 1000" if against == "N" else "N = 1,000,000"
+        title = f"{fixed}, {rows[0]['machine']}, {rows[0]['threads']} threads"
+        results.plot(rows, against, title, path.with_suffix(".png"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", choices=["losses", "growth"], help="one part instead of both")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="time spent on each case")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder for the rows")
+    parser.add_argument("--quick", action="store_true", help="small sizes, half a second each")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: PyTorch sees no CUDA device here.", file=sys.stderr)
+        return 2
+    seconds = 0.5 if options.quick else options.seconds
+    losses.check(options.device)
+    print("equal to the reference and to the loop over positives; timing now", flush=True)
+    for name, part in (("losses", table), ("growth", growth)):
+        if options.only in (None, name):
+            part(options.device, seconds, options.out, options.quick)
+    print(f"rows are in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
