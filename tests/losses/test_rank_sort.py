@@ -19,16 +19,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("merging", [False, True])
+@pytest.mark.parametrize("by_bits", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_authors_code(
     golden: GoldenReader,
     case: str,
-    merging: bool,
+    by_bits: bool,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ordered, "_MATRIX_UP_TO", 0 if merging else 10**6)
+    monkeypatch.setattr(ordered, "_MATRIX_UP_TO", 0 if by_bits else 10**6)
     if case == "delta0":  # the authors' relations are rounded to float32 there
         monkeypatch.setitem(RTOL, torch.float64, 1e-7)
     data = golden(f"rs_{case}.npz")

@@ -123,7 +123,21 @@ class ALRPLoss(nn.Module):
 @torch.library.custom_op("rankdet::alrp", mutates_args=())
 def _alrp(
     logits: Tensor, targets: Tensor, loc_errors: Tensor, delta: float, eps: float, hard: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+]:
     """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
     ranked = error_sharing.rank(logits, targets, delta)
     error_sharing.check_per_positive("loc_errors", loc_errors, ranked.pos)

@@ -75,7 +75,9 @@ class APLoss(nn.Module):
 @torch.library.custom_op("rankdet::ap", mutates_args=())
 def _ap(
     logits: Tensor, targets: Tensor, delta: float, interpolated: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]:
     """Return `error_sharing.outputs`."""
     ranked = error_sharing.rank(logits, targets, delta)
     false_positives, pos = ranked.false_positives, ranked.pos

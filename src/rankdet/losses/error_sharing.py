@@ -23,7 +23,9 @@ from rankdet.ops.checks import (
 from rankdet.ops.few import few_nonzero
 from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.pairs import Pairs
-from rankdet.ops.rank.vectorised import Bins, compute_dtype, evaluate, fill_bins
+from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype, evaluate, fill_bins
+
+OUTPUTS = 7 + len(Notes._fields)  # how many tensors `outputs` returns
 
 
 class Ranked(NamedTuple):
@@ -76,11 +78,11 @@ def rank(logits: Tensor, targets: Tensor, delta: float) -> Ranked:
     skip = few_nonzero(targets)
     kinds = targets.index_select(0, skip)
     is_pos = kinds == 1
-    known = is_pos if kinds.dtype == torch.bool else is_pos | (kinds == -1)
-    if not bool(known.all()):
-        unknown = torch.zeros_like(targets, dtype=torch.bool).index_copy_(0, skip, ~known)
-        raise_unknown_kind("targets", targets, unknown)
     pos_index = skip[is_pos]
+    if pos_index.numel() < skip.numel() and not bool((is_pos | (kinds == -1)).all()):
+        unknown = torch.zeros_like(targets, dtype=torch.bool)
+        unknown.index_copy_(0, skip, (kinds != 1) & (kinds != -1))
+        raise_unknown_kind("targets", targets, unknown)
     pos = logits.index_select(0, pos_index)
     pos = pos.to(compute_dtype(pos))
     knots = make_knots(pos, delta)
@@ -131,8 +133,7 @@ def outputs(
         ranked.knots.base,
         function.value,
         function.slope,
-        ranked.bins.searched,
-        ranked.bins.searched_bins,
+        *ranked.bins.notes,
     )
 
 
@@ -140,7 +141,7 @@ def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Ten
     """Return tensors of the shapes of `outputs`, for `torch.compile`."""
     context = torch.library.get_ctx()
     count: Any = context.new_dynamic_size() if positives is None else positives
-    few = context.new_dynamic_size()
+    cells, few = context.new_dynamic_size(), context.new_dynamic_size()
     whole = {"dtype": torch.int64}
     exact = {"dtype": torch.float64}
     return (
@@ -151,6 +152,9 @@ def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Ten
         logits.new_empty(2 * count + 1, **exact),
         logits.new_empty((terms, 2 * count + 1), **exact),
         logits.new_empty((terms, 2 * count + 1), **exact),
+        logits.new_empty(context.new_dynamic_size(), dtype=torch.int32),
+        logits.new_empty(cells, dtype=torch.int32),
+        logits.new_empty(context.new_dynamic_size(), **exact),
         logits.new_empty(few, **whole),
         logits.new_empty(few, **whole),
     )
@@ -165,8 +169,7 @@ def share_errors(
     base: Tensor,
     value: Tensor,
     slope: Tensor,
-    searched: Tensor,
-    searched_bins: Tensor,
+    notes: list[Tensor],
 ) -> Tensor:
     """Return the gradient of a ranking loss for its logits, [M] in their dtype.
 
@@ -174,7 +177,7 @@ def share_errors(
     over its terms, each times its upstream gradient.
     """
     function = Pieces(value, slope)
-    grad = evaluate(base, function, logits, skip, searched, searched_bins, logits.dtype)
+    grad = evaluate(base, function, logits, skip, Notes(*notes), logits.dtype)
     return grad.index_copy_(0, pos_index, pos_grads.to(logits.dtype))
 
 
@@ -200,15 +203,14 @@ def register_gradient(loss: torch.library.CustomOpDef) -> None:
     """
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(inputs[0], *output[1:9])
+        ctx.save_for_backward(inputs[0], *output[1:OUTPUTS])
         ctx.inputs = len(inputs)
 
     def gradient(ctx: Any, grad_values: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        logits, skip, pos_index, pos_grads, base, value, slope, *searched = ctx.saved_tensors
+        logits, skip, pos_index, pos_grads, base, value, slope, *notes = ctx.saved_tensors
         upstream = grad_values.double()
-        summed = (upstream @ each for each in (pos_grads, value, slope))
-        pos_grad, value, slope = summed
-        grad = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, *searched)
+        pos_grad, value, slope = (upstream @ each for each in (pos_grads, value, slope))
+        grad = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, notes)
         return (grad, *[None] * (ctx.inputs - 1))
 
     loss.register_autograd(gradient, setup_context=save)

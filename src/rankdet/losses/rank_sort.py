@@ -101,7 +101,9 @@ class RankSortLoss(nn.Module):
 @torch.library.custom_op("rankdet::rank_sort", mutates_args=())
 def _rank_sort(
     logits: Tensor, targets: Tensor, ious: Tensor, delta: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]:
     """Return `error_sharing.outputs`."""
     ranked = error_sharing.rank(logits, targets, delta)
     error_sharing.check_per_positive("ious", ious, ranked.pos)

@@ -10,6 +10,7 @@ more cells than knots.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,77 +23,98 @@ _CELLS_MAX = 1 << 16
 _SCORES_PER_CELL = 16
 
 
-class Grid:
+class Grid(NamedTuple):
     """Cells 1 .. size cover the knots; cell 0 lies below all of them, cell size + 1 above.
 
     Attributes:
-        size: number of cells that cover the knots.
-        mixed_bin: the number that stands in ``bins`` for "search for it": one past the last bin.
-        bins: [size + 2] int32, the bin of each cell.
+        below: [size + 2] int32, how many knots lie in this cell or lower: the bin of its scores,
+            where it holds no knot itself.
+        bins: [size + 2] int32, the bin of each cell, and where a cell is mixed, that is holds a
+            knot, the number past the last bin.
+        geometry: [2] float64, width of a cell, and what is added to a score in units of this
+            width to get its place among the cells.
     """
 
-    def __init__(self, knots: Tensor, dtype: torch.dtype, scores: int) -> None:
-        """Lay the grid.
+    below: Tensor
+    bins: Tensor
+    geometry: Tensor
 
-        Args:
-            knots: [K] float64, ascending, finite, K >= 1, on the CPU.
-            dtype: of the scores to come, float32 or float64.
-            scores: how many will come; the more, the finer the grid.
-        """
-        wanted = 1 << (scores // _SCORES_PER_CELL).bit_length()
-        wanted = min(max(wanted, _CELLS_MIN), _CELLS_MAX)
-        first, last = knots[[0, -1]].tolist()
-        # Cells stay wide enough that their numbers and edges are exact in the scores' dtype.
-        finest = max(abs(first), abs(last)) * torch.finfo(dtype).eps * 8
-        width = 2.0 ** math.ceil(math.log2(max((last - first) / wanted, finest, 2.0**-100)))
-        lowest = math.floor(first / width)
-        self._width = width
-        self._shift = 1.0 - lowest
-        self.size = math.floor(last / width) - lowest + 1
-        self.mixed_bin = knots.numel() + 1
 
-        inside = torch.bincount(self.cells(_round_down(knots, dtype))[0], minlength=self.size + 2)
-        self._below = inside.cumsum(0)  # knots in this cell or lower: the bin, where not mixed
-        self.bins = self._below.to(torch.int32).masked_fill_(inside > 0, self.mixed_bin)
+def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
+    """Lay a grid over the knots.
 
-    def cells(self, scores: Tensor, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the cell of each score, and its place in units of cells.
+    Args:
+        knots: [K] float64, ascending, finite, K >= 1, on the CPU.
+        dtype: of the scores to come, float32 or float64.
+        scores: how many will come; the more, the finer the grid.
+    """
+    wanted = 1 << (scores // _SCORES_PER_CELL).bit_length()
+    wanted = min(max(wanted, _CELLS_MIN), _CELLS_MAX)
+    first, last = knots[[0, -1]].tolist()
+    # Cells stay wide enough that their numbers and edges are exact in the scores' dtype.
+    finest = max(abs(first), abs(last)) * torch.finfo(dtype).eps * 8
+    width = 2.0 ** math.ceil(math.log2(max((last - first) / wanted, finest, 2.0**-100)))
+    lowest = math.floor(first / width)
+    size = math.floor(last / width) - lowest + 1
+    shift = 1.0 - lowest
+    inside = torch.bincount(
+        _place(_round_down(knots, dtype), width, shift, size).to(torch.int32), minlength=size + 2
+    )
+    below = inside.cumsum(0, dtype=torch.int32)
+    bins = below.masked_fill(inside > 0, knots.numel() + 1)
+    return Grid(below, bins, torch.tensor([width, shift], dtype=torch.float64))
 
-        Args:
-            scores: [n] in the dtype of the grid.
-            leave_out: [m] int64, indices of scores to put into cell 0. So is a NaN.
 
-        Returns:
-            [n] int32 and [n] in the dtype of the scores; the first is the whole part.
-        """
-        place = scores.mul(1 / self._width).add_(self._shift).clamp_(0, self.size + 1)
-        if leave_out is not None:
-            place.index_fill_(0, leave_out, 0.0)
-        return place.to(torch.int32).clamp_(min=0), place
+def find_cells(grid: Grid, scores: Tensor, leave_out: Tensor | None, cells: Tensor) -> None:
+    """Write the cell of each score.
 
-    def offsets(self, scores: Tensor, place: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return how far scores lie above the lower edge of their cell; uses up ``place``."""
-        edge = place.floor_().sub_(self._shift).mul_(self._width).to(dtype)
-        return torch.sub(scores.to(dtype), edge, out=edge)
+    Args:
+        grid: the grid.
+        scores: [n] in the dtype that the grid was made for.
+        leave_out: [m] int64, indices of scores to put into cell 0. So is a NaN.
+        cells: [n] int32, written.
+    """
+    width, shift = grid.geometry.tolist()
+    place = _place(scores, width, shift, grid.below.numel() - 2)
+    if leave_out is not None:
+        place.index_fill_(0, leave_out, 0.0)
+    cells.copy_(place).clamp_(min=0)
 
-    def table(self, base: Tensor, function: Pieces, dtype: torch.dtype) -> Tensor:
-        """Tabulate a piecewise linear function of the score.
 
-        Args:
-            base: [K + 1] float64, the knot just below each bin.
-            function: of K + 1 bins.
-            dtype: of the parts of the result.
+def find_offsets(geometry: Tensor, scores: Tensor, cells: Tensor) -> Tensor:
+    """Return how far scores [n] lie above the lower edges of their cells, in their own dtype."""
+    width, shift = geometry.tolist()
+    edge = cells.to(scores.dtype).sub_(shift).mul_(width)
+    return torch.sub(scores, edge, out=edge)
 
-        Returns:
-            [size + 2] complex: the value at the lower edge of each cell and the slope, in mixed
-            cells of no use. A complex number moves both in one look-up.
-        """
-        ahead = torch.arange(self.size + 2, dtype=torch.float64).sub_(self._shift)
-        ahead.mul_(self._width).sub_(base.index_select(0, self._below))
-        ahead[0] = 0  # nothing lies below cell 0
-        slope = function.slope.index_select(0, self._below)
-        value = function.value.index_select(0, self._below).addcmul_(slope, ahead)
-        return torch.complex(value.to(dtype), slope.to(dtype))
+
+def tabulate(
+    below: Tensor, geometry: Tensor, base: Tensor, function: Pieces, dtype: torch.dtype
+) -> Tensor:
+    """Tabulate a piecewise linear function of the score.
+
+    Args:
+        below: of the grid.
+        geometry: of the grid.
+        base: [K + 1] float64, the knot just below each bin.
+        function: of K + 1 bins.
+        dtype: of the parts of the result.
+
+    Returns:
+        [size + 2] complex: the value at the lower edge of each cell and the slope, in mixed
+        cells of no use. A complex number moves both in one look-up.
+    """
+    width, shift = geometry.tolist()
+    ahead = torch.arange(below.numel(), dtype=torch.float64).sub_(shift).mul_(width)
+    ahead.sub_(base.index_select(0, below))
+    ahead[0] = 0  # nothing lies below cell 0
+    slope = function.slope.index_select(0, below)
+    value = function.value.index_select(0, below).addcmul_(slope, ahead)
+    return torch.complex(value.to(dtype), slope.to(dtype))
+
+
+def _place(scores: Tensor, width: float, shift: float, size: int) -> Tensor:
+    return scores.mul(1 / width).add_(shift).clamp_(0, size + 1)
 
 
 def _round_down(values: Tensor, dtype: torch.dtype) -> Tensor:

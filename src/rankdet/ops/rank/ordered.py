@@ -2,7 +2,7 @@
 
 Rank & Sort Loss ranks by score and sorts by quality: it needs, for each positive i, the sum over
 those k with key_k < key_i of H(s_k - s_i) v_k. The matrix of all pairs gives it in O(P^2); above
-a few hundred positives, a merge over the bits of the key's rank gives the same in O(P log^2 P).
+a few hundred positives, going through the bits of the key's rank gives the same in O(P log P).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from rankdet.ops.rank.reference import smoothed_step
 
 # Up to here the matrix of all pairs is faster (measured on a CPU).
-_MATRIX_UP_TO = 384
+_MATRIX_UP_TO = 512
 
 
 def ordered_counts(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tensor:
@@ -31,7 +31,7 @@ def ordered_counts(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -
     scores, values = scores.double(), values.double()
     if scores.numel() <= _MATRIX_UP_TO:
         return _by_matrix(scores, keys, values, delta)
-    return _by_merging(scores, keys, values, delta)
+    return _by_bits(scores, keys, values, delta)
 
 
 def ordered_spread(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tensor:
@@ -47,49 +47,57 @@ def _by_matrix(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Te
     return values @ step.masked_fill_(keys[None, :] >= keys[:, None], 0.0).T
 
 
-def _by_merging(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tensor:
+def _by_bits(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tensor:
     """Sum over pairs in order, one bit of the key's rank at a time.
 
-    For ranks r_k < r_i there is exactly one bit at which they differ first, k with 0 and i with 1
-    there and all higher bits equal. So for each bit, the examples with equal higher bits form a
-    group, those with a 0 are its sources, those with a 1 receive. Within a group the sum over
-    sources is a difference of prefix sums in the order of the scores. All bits (rows) at once.
+    For ranks r_k < r_i there is exactly one bit at which they differ first, k with 0 and i with
+    1 there and all higher bits equal. Sorted by score, the sum over k is one over a range of
+    places, taken from prefix sums. Bit by bit, from the highest, the examples with a 0 move
+    before those with a 1, each side in the order it was in (a wavelet matrix): so the examples
+    whose higher bits equal those of i stay together, and the range for i moves along by counting
+    zeros. All bits are arranged at once; only the ranges go through them one after the other.
     """
-    count = scores.numel()
+    sets, count = values.shape
     scores, order = scores.sort()
-    ranks = keys[order].unique(return_inverse=True)[1]
-    bits = torch.arange(max(int(ranks.max()).bit_length(), 1), device=scores.device)[:, None]
-    group = ranks >> (bits + 1)  # [bits, P]
-    receives = (ranks >> bits & 1).bool()
-
-    # Sources of each row in the order of (group, score); what receives is put behind them all.
-    place = torch.arange(count, device=scores.device)
-    stride = count + 1
-    key = torch.where(receives, stride * stride, group * stride + place)
-    key, sources = key.sort(dim=1)
-    weight = values[:, order][:, sources]  # [T, bits, P]
-    weight = weight.masked_fill_(receives.gather(1, sources), 0.0)
-
+    values = values.index_select(1, order)
     # Only differences up to delta matter, so wide gaps may be narrowed: numbers stay small.
-    gaps = scores.diff().clamp(max=2 * delta)
-    compact = torch.cat([scores.new_zeros(1), gaps.cumsum(0)])
-    moment = weight * compact[sources]
-    weight, moment = (torch.nn.functional.pad(x.cumsum(2), (1, 0)) for x in (weight, moment))
-
+    narrow = _running(scores.diff().clamp_(max=2 * delta))
     if delta > 0:
-        low = torch.searchsorted(scores, scores - delta, right=True)
-        high = torch.searchsorted(scores, scores + delta, right=True)
+        ramps = torch.stack([scores - delta, scores + delta])
+        begin, end = torch.searchsorted(scores, ramps, right=True)
     else:
-        low = high = torch.searchsorted(scores, scores)
-    # Where the ramp of i begins and ends among the sources of its group, and where these end.
-    cuts = torch.stack([low, high, torch.full_like(low, count)], dim=1)  # [P, 3]
-    cuts = torch.searchsorted(key, (group[:, :, None] * stride + cuts).flatten(1)).flatten()
-    row = (bits * stride).repeat(1, 3 * count).flatten() + cuts
-    begin, end, last = weight.flatten(1)[:, row].unflatten(1, (-1, count, 3)).unbind(3)
-    result = last - end
+        begin = end = torch.searchsorted(scores, scores)
+    # Places at which the ramp of i begins and ends, and the end of all.
+    cuts = torch.stack([begin, end, torch.full_like(end, count)])  # [3, P]
+
+    ranks = keys.index_select(0, order).unique(return_inverse=True)[1]
+    steps = max(int(ranks.max()).bit_length(), 1)
+    step = torch.arange(steps, device=ranks.device)[:, None]
+    bits = ranks >> (steps - 1 - step) & 1  # [steps, P], the highest first
+    after = (bits << step).cumsum(0).argsort(dim=1, stable=True)  # who stands where after a step
+    standing = torch.cat([torch.arange(count, device=ranks.device)[None], after[:-1]])
+    zeros = _running(1 - bits.gather(1, standing))  # [steps, P + 1], before each place
+
+    befores = []
+    for place, bit in zip(zeros, bits.bool(), strict=True):
+        befores.append(place.index_select(0, cuts.view(-1)).view_as(cuts))
+        cuts = torch.where(bit, place[-1] + cuts - befores[-1], befores[-1])
+    reads = (torch.stack(befores) + step[:, None] * (count + 1)).view(-1)
+
+    # Zeros stand first after a step, so a count of them is a place in the prefix sums there.
+    data = torch.cat([values, values * narrow]).T.contiguous()  # [P, 2T]
+    prefix = data.index_select(0, after.view(-1)).view(steps, count, -1).cumsum(1)
+    prefix = torch.nn.functional.pad(prefix, (0, 0, 1, 0)).view(-1, 2 * sets)
+    read = prefix.index_select(0, reads).view(steps, 3, count, -1)
+    read = (read * bits[:, None, :, None]).sum(0)  # [3, P, 2T]
+    weight, moment = read.permute(2, 0, 1).split(sets)  # both [T, 3, P]
+    result = weight[:, 2] - weight[:, 1]
     if delta > 0:
-        moments = moment.flatten(1)[:, row].unflatten(1, (-1, count, 3))
-        on_ramp = moments[..., 1] - moments[..., 0] - (compact - delta) * (end - begin)
-        result = result + on_ramp / (2 * delta)
-    result = (result * receives).sum(1)  # [T, P]
+        on_ramp = moment[:, 1] - moment[:, 0] - (narrow - delta) * (weight[:, 1] - weight[:, 0])
+        result += on_ramp / (2 * delta)
     return torch.empty_like(result).index_copy_(1, order, result)
+
+
+def _running(values: Tensor) -> Tensor:
+    """Return the sums of what comes before each place, [..., n + 1]."""
+    return torch.nn.functional.pad(values.cumsum(-1), (1, 0))

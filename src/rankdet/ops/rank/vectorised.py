@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rankdet.ops.few import few_nonzero
-from rankdet.ops.rank.grid import Grid
+from rankdet.ops.rank.grid import Grid, find_cells, find_offsets, lay_grid, tabulate
 from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 
 # Scores per chunk: on a CPU a handful of temporaries of this size stay in the cache and are
@@ -29,22 +29,38 @@ _CHUNK_GPU = 1 << 24
 _GRID_FROM = 1 << 13
 
 
+class Notes(NamedTuple):
+    """What the first pass notes for the second: all empty where it did without a grid.
+
+    Attributes:
+        cells: [N] int32, the cell of each score; of no use in a chunk that lies in one bin.
+        below: of the grid.
+        geometry: of the grid.
+        searched: [m] int64, the scores of mixed cells.
+        searched_bins: [m] int64, the bins that the search found for them.
+    """
+
+    cells: Tensor
+    below: Tensor
+    geometry: Tensor
+    searched: Tensor
+    searched_bins: Tensor
+
+
 class Bins(NamedTuple):
-    """What the first pass leaves behind.
+    """What the first pass finds.
 
     Attributes:
         number: [2P + 1] int64, how many scores each bin holds.
         beyond: [2P + 1] float64, sum of their distances to the knot just below.
         finite: 0-d bool, whether every score was finite that was not to be left out.
-        searched: [m] int64, the scores of mixed cells, for which the second pass needs
-        searched_bins: [m] int64, what the search found for them.
+        notes: for the second pass.
     """
 
     number: Tensor
     beyond: Tensor
     finite: Tensor
-    searched: Tensor
-    searched_bins: Tensor
+    notes: Notes
 
 
 class VectorisedOperator:
@@ -72,11 +88,8 @@ class VectorisedOperator:
         """Return K^T w, [N] in ``dtype``."""
         per_pos = per_pos.masked_fill(~self._pos_finite, torch.nan)
         function = pieces(self._knots, per_pos)
-        bins = self._bins
-        return evaluate(
-            self._knots.base, function, self._neg, self._skip,
-            bins.searched, bins.searched_bins, dtype or compute_dtype(self._neg),
-        )  # fmt: skip
+        dtype = dtype or compute_dtype(self._neg)
+        return evaluate(self._knots.base, function, self._neg, self._skip, self._bins.notes, dtype)
 
 
 def compute_dtype(scores: Tensor) -> torch.dtype:
@@ -106,7 +119,7 @@ def fill_bins(base: Tensor, scores: Tensor, skip: Tensor) -> Bins:
             bin_.index_fill_(0, out, 0)
         number.scatter_add_(0, bin_, torch.ones_like(bin_))
         beyond.scatter_add_(0, bin_, part - base.index_select(0, bin_))
-    return Bins(number, beyond, finite, skip.new_zeros(0), skip.new_zeros(0))
+    return Bins(number, beyond, finite, _no_notes(scores))
 
 
 def weigh_bins(base: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,8 +148,7 @@ def evaluate(
     function: Pieces,
     scores: Tensor,
     skip: Tensor,
-    searched: Tensor,
-    searched_bins: Tensor,
+    notes: Notes,
     dtype: torch.dtype,
 ) -> Tensor:
     """Make the second pass: a piecewise linear function at each score.
@@ -146,8 +158,7 @@ def evaluate(
         function: of 2P + 1 bins.
         scores: [N] any floating dtype.
         skip: [S] int64, ascending, the scores to leave out.
-        searched: [m] int64, from the first pass over the same scores.
-        searched_bins: [m] int64, likewise.
+        notes: from the first pass over the same scores.
         dtype: of the result.
 
     Returns:
@@ -155,9 +166,10 @@ def evaluate(
     """
     result = torch.empty_like(scores, dtype=dtype)
     if _streams(base, scores):
-        _evaluate_by_grid(base, function, scores, skip, result)
-        found = read_off(base, function, scores.index_select(0, searched).double(), searched_bins)
-        result.index_copy_(0, searched, found.to(dtype))
+        _evaluate_by_grid(base, function, scores, skip, notes, result)
+        few = scores.index_select(0, notes.searched).double()
+        found = read_off(base, function, few, notes.searched_bins)
+        result.index_copy_(0, notes.searched, found.to(dtype))
     else:
         for place, part, _ in _chunks(scores, skip, torch.float64):
             result[place] = read_off(base, function, part, torch.bucketize(part, base[1:]))
@@ -215,6 +227,17 @@ def _chunks_with_bin(
         yield place, part, out, only
 
 
+def _no_notes(scores: Tensor) -> Notes:
+    index = {"dtype": torch.int64}
+    return Notes(
+        scores.new_zeros(0, dtype=torch.int32),
+        scores.new_zeros(0, dtype=torch.int32),
+        scores.new_zeros(0, dtype=torch.float64),
+        scores.new_zeros(0, **index),
+        scores.new_zeros(0, **index),
+    )
+
+
 def _fill_by_grid(
     base: Tensor, scores: Tensor, skip: Tensor, number: Tensor, beyond: Tensor
 ) -> Bins:
@@ -226,46 +249,51 @@ def _fill_by_grid(
     bins = base.numel()
     in_bin = torch.zeros(bins + 1, dtype=torch.int64)  # one more bin than there are: mixed
     total = torch.zeros(bins + 1, dtype=torch.float64)  # sums of scores
+    notes = _no_notes(scores)
     grid: Grid | None = None
-    searched = [skip.new_zeros(0)]
+    mixed = []
     for place, part, out, only in _chunks_with_bin(base, scores, skip):
         if only == 0:
             continue
         if only is not None:
-            distance = part.double() - base[only]
+            sum_, count = part.sum(dtype=torch.float64), part.numel()
             if out is not None:
-                distance.index_fill_(0, out, 0.0)
-            number[only] += part.numel() - (0 if out is None else out.numel())
-            beyond[only] += distance.sum()
+                sum_, count = sum_ - part[out].sum(dtype=torch.float64), count - out.numel()
+            in_bin[only] += count
+            total[only] += sum_
             continue
         if grid is None:
-            grid = Grid(base[1:], part.dtype, scores.numel())
-        cell, _ = grid.cells(part, leave_out=out)
-        bin_ = grid.bins.index_select(0, cell)
-        wide = part.double()
-        if out is not None:  # in bin 0 now, which takes no part, but NaN must not stay there
-            wide = wide.index_fill(0, out, 0.0)
+            grid = lay_grid(base[1:], part.dtype, scores.numel())
+            cells = torch.empty(scores.numel(), dtype=torch.int32)
+            notes = notes._replace(cells=cells, below=grid.below, geometry=grid.geometry)
+        find_cells(grid, part, out, cells[place])
+        bin_ = grid.bins.index_select(0, cells[place])
+        wide = part.to(torch.float64, copy=True)
+        if out is not None:  # in bin 0 now, which takes no part; but NaN must not stay there
+            wide.index_fill_(0, out, 0.0)
         in_bin += torch.bincount(bin_, minlength=bins + 1)
         total += torch.bincount(bin_, weights=wide, minlength=bins + 1)
-        searched.append(few_nonzero(bin_ == grid.mixed_bin).add_(place.start))
+        mixed.append(few_nonzero(bin_ == bins).add_(place.start))
     number += in_bin[:-1]
     beyond += total[:-1] - in_bin[:-1] * base
-    few = torch.cat(searched)
-    values = scores.index_select(0, few).double()
-    few_bins = torch.bucketize(values, base[1:])
-    number += torch.bincount(few_bins, minlength=bins)
-    distance = values - base.index_select(0, few_bins)
-    beyond += torch.bincount(few_bins, weights=distance, minlength=bins)
+    if mixed:
+        searched = torch.cat(mixed)
+        few = scores.index_select(0, searched).double()
+        few_bins = torch.bucketize(few, base[1:])
+        number += torch.bincount(few_bins, minlength=bins)
+        distance = few - base.index_select(0, few_bins)
+        beyond += torch.bincount(few_bins, weights=distance, minlength=bins)
+        notes = notes._replace(searched=searched, searched_bins=few_bins)
     # A NaN or an infinity is in the sums of the lowest or the highest bin.
-    return Bins(number, beyond, total.isfinite().all(), few, few_bins)
+    return Bins(number, beyond, total.isfinite().all(), notes)
 
 
 def _evaluate_by_grid(
-    base: Tensor, function: Pieces, scores: Tensor, skip: Tensor, result: Tensor
+    base: Tensor, function: Pieces, scores: Tensor, skip: Tensor, notes: Notes, result: Tensor
 ) -> None:
     """Make the second pass on a CPU, but for the scores in mixed cells."""
     dtype = torch.promote_types(compute_dtype(scores), result.dtype)
-    grid: Grid | None = None
+    table: Tensor | None = None
     for place, part, _, only in _chunks_with_bin(base, scores, skip):
         if only is not None:
             value, slope, knot = (float(x[only]) for x in (function.value, function.slope, base))
@@ -274,10 +302,12 @@ def _evaluate_by_grid(
             else:
                 result[place] = (part.to(dtype) - knot).mul_(slope).add_(value)
             continue
-        if grid is None:
-            grid = Grid(base[1:], part.dtype, scores.numel())
-            table = grid.table(base, function, dtype)
-        cell, exact = grid.cells(part)
-        entry = table.index_select(0, cell)
-        offset = grid.offsets(part, exact, dtype)
-        result[place] = torch.addcmul(entry.real, entry.imag, offset, out=offset)
+        if table is None:
+            table = tabulate(notes.below, notes.geometry, base, function, dtype)
+        cells = notes.cells[place]
+        entry = table.index_select(0, cells)
+        offset = find_offsets(notes.geometry, part.to(dtype), cells)
+        if result.dtype == dtype:
+            torch.addcmul(entry.real, entry.imag, offset, out=result[place])
+        else:
+            result[place] = torch.addcmul(entry.real, entry.imag, offset, out=offset)
