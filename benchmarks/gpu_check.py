@@ -10,15 +10,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks import cases, losses, measure, results
 from rankdet.losses import alrp_loss, ap_loss, rank_sort_loss
 from rankdet.ops.rank import rank_operator
 
 SIZES = (*cases.SIZES, (1000, 31_000_000), (5000, 31_000_000))
+
+
+# Each loss as one scalar, of logits, targets and a number for each positive.
+LOSSES: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (
+    lambda x, t, e: torch.stack(alrp_loss(x, t, e)).sum(),
+    lambda x, t, _: ap_loss(x, t),
+    lambda x, t, e: torch.stack(rank_sort_loss(x, t, e)).sum(),
+)
 
 
 def check_operator(device: str) -> None:
@@ -45,11 +55,7 @@ def check_losses(device: str) -> None:
     """Compare values and gradients with the same on the CPU in float64."""
     for regime in cases.REGIMES:
         data = cases.make(cases.Case(700, 100_000, regime), seed=3)
-        for loss in (
-            lambda x, t, e: torch.stack(alrp_loss(x, t, e)).sum(),
-            lambda x, t, _: ap_loss(x, t),
-            lambda x, t, e: torch.stack(rank_sort_loss(x, t, e)).sum(),
-        ):
+        for loss in LOSSES:
             wide = data.logits.double().requires_grad_()
             value = loss(wide, data.targets, data.per_positive)
             (gradient,) = torch.autograd.grad(value, wide)

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Timing(NamedTuple):
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], seconds: float, at_least: int = 5
+    functions: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 5
 ) -> dict[str, Timing]:
     """Time functions in turn, so that whatever else the machine does hits all of them alike.
 

@@ -66,7 +66,8 @@ def alrp_loss(
 
     Returns:
         `ALRPTerms` of 0-d tensors >= 0, float32 (float64 for float64 logits). Both 0 without
-        positives. NaN if a logit that is not ignored is NaN or infinite.
+        positives. Both NaN if a logit that is not ignored is NaN or infinite; a bad loc_error
+        spoils ``localisation`` and every gradient.
 
     Raises:
         TypeError: for logits or loc_errors that are not floating point.
@@ -119,25 +120,15 @@ class ALRPLoss(nn.Module):
             loc_ranking=self.loc_ranking,
         )
 
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"delta={self.delta}, eps={self.eps}, loc_ranking={self.loc_ranking}"
+
 
 @torch.library.custom_op("rankdet::alrp", mutates_args=())
 def _alrp(
     logits: Tensor, targets: Tensor, loc_errors: Tensor, delta: float, eps: float, hard: bool
-) -> tuple[
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
     ranked = error_sharing.rank(logits, targets, delta)
     error_sharing.check_per_positive("loc_errors", loc_errors, ranked.pos)
@@ -160,14 +151,16 @@ def _alrp(
         loc_weights = torch.add(pairs.spread(per_rank), per_rank, alpha=1 - own)
     values = (false_positives / ranks)[None]
     shared = error_sharing.outputs(logits, ranked, values, -errors[None], weights[None])
-    return (*shared, loc_weights)
+    return *shared, loc_weights
 
 
 @_alrp.register_fake
-def _(logits: Tensor, _targets: Tensor, loc_errors: Tensor, *_: object) -> tuple[Tensor, ...]:
+def _(
+    logits: Tensor, _targets: Tensor, loc_errors: Tensor, *_: object
+) -> tuple[Tensor, list[Tensor], Tensor]:
     positives = loc_errors.shape[0]
     shared = error_sharing.fake_outputs(logits, terms=1, positives=positives)
-    return (*shared, loc_errors.new_empty(positives, dtype=torch.float64))
+    return *shared, loc_errors.new_empty(positives, dtype=torch.float64)
 
 
 error_sharing.register_gradient(_alrp)

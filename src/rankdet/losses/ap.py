@@ -71,13 +71,15 @@ class APLoss(nn.Module):
         """Return `ap_loss`."""
         return ap_loss(logits, targets, delta=self.delta, interpolated=self.interpolated)
 
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"delta={self.delta}, interpolated={self.interpolated}"
+
 
 @torch.library.custom_op("rankdet::ap", mutates_args=())
 def _ap(
     logits: Tensor, targets: Tensor, delta: float, interpolated: bool
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]:
+) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
     ranked = error_sharing.rank(logits, targets, delta)
     false_positives, pos = ranked.false_positives, ranked.pos
@@ -92,7 +94,7 @@ def _ap(
 
 
 @_ap.register_fake
-def _(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
+def _(logits: Tensor, *_: object) -> tuple[Tensor, list[Tensor]]:
     return error_sharing.fake_outputs(logits, terms=1, positives=None)
 
 

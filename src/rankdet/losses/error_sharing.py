@@ -25,8 +25,6 @@ from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, 
 from rankdet.ops.rank.pairs import Pairs
 from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype, evaluate, fill_bins
 
-OUTPUTS = 7 + len(Notes._fields)  # how many tensors `outputs` returns
-
 
 class Ranked(NamedTuple):
     """Who is ranked, and how far up.
@@ -108,8 +106,8 @@ def self_pair(delta: float) -> float:
 
 def outputs(
     logits: Tensor, ranked: Ranked, errors: Tensor, pos_grads: Tensor, weights: Tensor
-) -> tuple[Tensor, ...]:
-    """Return what a registered loss returns: its values, then what its gradient needs.
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what a registered loss returns: its values [T], and what its gradient needs.
 
     Args:
         logits: [M].
@@ -125,39 +123,33 @@ def outputs(
         finite = ranked.bins.finite
         values = errors.new_zeros(errors.shape[0]).masked_fill_(~finite, torch.nan)
     function = pieces(ranked.knots, weights / count)
-    return (
-        values.to(compute_dtype(logits)),
-        ranked.skip,
-        ranked.pos_index,
-        pos_grads / count,
-        ranked.knots.base,
-        function.value,
-        function.slope,
-        *ranked.bins.notes,
-    )
+    needed = [ranked.skip, ranked.pos_index, pos_grads / count, ranked.knots.base]
+    needed += [function.value, function.slope, *ranked.bins.notes]
+    return values.to(compute_dtype(logits)), needed
 
 
-def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Tensor, ...]:
+def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Tensor, list[Tensor]]:
     """Return tensors of the shapes of `outputs`, for `torch.compile`."""
-    context = torch.library.get_ctx()
-    count: Any = context.new_dynamic_size() if positives is None else positives
-    cells, few = context.new_dynamic_size(), context.new_dynamic_size()
-    whole = {"dtype": torch.int64}
-    exact = {"dtype": torch.float64}
-    return (
-        logits.new_empty(terms, dtype=compute_dtype(logits)),
-        logits.new_empty(context.new_dynamic_size(), **whole),
-        logits.new_empty(count, **whole),
-        logits.new_empty((terms, count), **exact),
-        logits.new_empty(2 * count + 1, **exact),
-        logits.new_empty((terms, 2 * count + 1), **exact),
-        logits.new_empty((terms, 2 * count + 1), **exact),
-        logits.new_empty(context.new_dynamic_size(), dtype=torch.int32),
-        logits.new_empty(cells, dtype=torch.int32),
-        logits.new_empty(context.new_dynamic_size(), **exact),
-        logits.new_empty(few, **whole),
-        logits.new_empty(few, **whole),
-    )
+    new_size = torch.library.get_ctx().new_dynamic_size
+    count: Any = new_size() if positives is None else positives
+    few: Any = new_size()
+
+    def empty(dtype: torch.dtype, *sizes: Any) -> Tensor:
+        return logits.new_empty(sizes, dtype=dtype)
+
+    return empty(compute_dtype(logits), terms), [
+        empty(torch.int64, new_size()),  # skip
+        empty(torch.int64, count),  # pos_index
+        empty(torch.float64, terms, count),  # pos_grads
+        empty(torch.float64, 2 * count + 1),  # base
+        empty(torch.float64, terms, 2 * count + 1),  # value
+        empty(torch.float64, terms, 2 * count + 1),  # slope
+        empty(torch.int32, new_size()),  # cells
+        empty(torch.int32, new_size()),  # below
+        empty(torch.float64, new_size()),  # geometry
+        empty(torch.int64, few),  # searched
+        empty(torch.int64, few),  # searched_bins
+    ]
 
 
 @torch.library.custom_op("rankdet::share_errors", mutates_args=())
@@ -196,17 +188,19 @@ def _refuse_second(*_: object) -> None:
 share_errors.register_autograd(_refuse_second)
 
 
-def register_gradient(loss: torch.library.CustomOpDef) -> None:
-    """Give a registered loss, whose first argument is the logits, its error-sharing gradient.
+def register_gradient(loss: Any) -> None:
+    """Give a loss made by `torch.library.custom_op` its error-sharing gradient.
+
+    Its first argument is the logits, and it returns `outputs`, and perhaps more.
 
     Each of the T terms has its own upstream gradient; one pass over the logits serves them all.
     """
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(inputs[0], *output[1:OUTPUTS])
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.save_for_backward(inputs[0], *output[1])
         ctx.inputs = len(inputs)
 
-    def gradient(ctx: Any, grad_values: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def gradient(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         logits, skip, pos_index, pos_grads, base, value, slope, *notes = ctx.saved_tensors
         upstream = grad_values.double()
         pos_grad, value, slope = (upstream @ each for each in (pos_grads, value, slope))

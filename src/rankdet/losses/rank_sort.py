@@ -59,7 +59,8 @@ def rank_sort_loss(
 
     Returns:
         `RankSortTerms` of 0-d tensors, float32 (float64 for float64 logits). Both 0 without
-        positives. NaN if a logit that is not ignored, or an IoU, is NaN or infinite.
+        positives. Both NaN if a logit that is not ignored is NaN or infinite; a bad IoU spoils
+        ``sorting``.
 
     Raises:
         TypeError: for logits or ious that are not floating point.
@@ -97,13 +98,15 @@ class RankSortLoss(nn.Module):
         """Return `rank_sort_loss`."""
         return rank_sort_loss(logits, targets, ious, delta=self.delta, eps=self.eps)
 
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"delta={self.delta}, eps={self.eps}"
+
 
 @torch.library.custom_op("rankdet::rank_sort", mutates_args=())
 def _rank_sort(
     logits: Tensor, targets: Tensor, ious: Tensor, delta: float, eps: float
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]:
+) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
     ranked = error_sharing.rank(logits, targets, delta)
     error_sharing.check_per_positive("ious", ious, ranked.pos)
@@ -134,7 +137,7 @@ def _rank_sort(
 
 
 @_rank_sort.register_fake
-def _(logits: Tensor, _targets: Tensor, ious: Tensor, *_: object) -> tuple[Tensor, ...]:
+def _(logits: Tensor, _targets: Tensor, ious: Tensor, *_: object) -> tuple[Tensor, list[Tensor]]:
     return error_sharing.fake_outputs(logits, terms=2, positives=ious.shape[0])
 
 

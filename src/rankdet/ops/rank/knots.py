@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A ramp narrower than this part of its own score cannot be resolved in float64 (which has
-# 2^-52): it is treated as what it is at that resolution, a step that is worth 1/2 at a tie.
-_RESOLUTION = 2.0**-50
+# A ramp that is narrower than the spacing of numbers at its score cannot be resolved in float64:
+# it is treated as what it is at that resolution, a step that is worth 1/2 at a tie.
+_RESOLUTION = 2.0**-52
 
 
 class Knots(NamedTuple):
@@ -48,7 +48,7 @@ class Pieces(NamedTuple):
 def make_knots(pos: Tensor, delta: float) -> Knots:
     """Sort the ends of the ramps of ``pos`` [P], any floating dtype."""
     pos = pos.double()
-    step = pos.abs() * _RESOLUTION >= delta
+    step = (pos.abs() * _RESOLUTION > delta) | (delta == 0)
     before = torch.nextafter(pos, pos.new_tensor(-torch.inf))  # s > before  <=>  s >= pos
     low = torch.where(step, before, pos - delta)
     high = torch.where(step, pos if delta > 0 else before, pos + delta)

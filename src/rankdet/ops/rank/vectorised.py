@@ -23,7 +23,7 @@ from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 
 # Scores per chunk: on a CPU a handful of temporaries of this size stay in the cache and are
 # long enough to be shared between threads; on a GPU it only bounds the memory.
-_CHUNK_CPU = 1 << 17
+_CHUNK_CPU = 1 << 18
 _CHUNK_GPU = 1 << 24
 # Below this many scores the search costs less than laying the grid.
 _GRID_FROM = 1 << 13
@@ -228,13 +228,15 @@ def _chunks_with_bin(
 
 
 def _no_notes(scores: Tensor) -> Notes:
-    index = {"dtype": torch.int64}
+    def none(dtype: torch.dtype) -> Tensor:
+        return scores.new_zeros(0, dtype=dtype)
+
     return Notes(
-        scores.new_zeros(0, dtype=torch.int32),
-        scores.new_zeros(0, dtype=torch.int32),
-        scores.new_zeros(0, dtype=torch.float64),
-        scores.new_zeros(0, **index),
-        scores.new_zeros(0, **index),
+        cells=none(torch.int32),
+        below=none(torch.int32),
+        geometry=none(torch.float64),
+        searched=none(torch.int64),
+        searched_bins=none(torch.int64),
     )
 
 
