@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import platform
@@ -52,7 +53,10 @@ def interleaved(
 
 
 def peak_memory(function: Callable[[], object], device: str) -> float:
-    """Return by how many MB a call raises the memory in use at its highest."""
+    """Return by how many MB a call raises the memory in use at its highest.
+
+    What an earlier call left behind (a gradient, say) is in use before.
+    """
     function()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -62,12 +66,14 @@ def peak_memory(function: Callable[[], object], device: str) -> float:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
+        # Memory that was freed but not yet given back would hide what the call needs.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes the present
         before_kb = _status("VmRSS")
         function()
         return max(_status("VmHWM") - before_kb, 0) * 1024 / 1e6
-    except OSError:
-        return float("nan")  # not Linux, or not allowed
+    except (OSError, AttributeError):
+        return float("nan")  # not Linux with glibc, or not allowed
 
 
 def origin(device: str, seed: int) -> dict[str, str]:

@@ -198,6 +198,7 @@ def register_gradient(loss: Any) -> None:
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         ctx.save_for_backward(inputs[0], *output[1])
+        ctx.set_materialize_grads(False)  # or each of them would get a gradient of zeros
         ctx.inputs = len(inputs)
 
     def gradient(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

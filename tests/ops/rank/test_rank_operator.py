@@ -220,6 +220,16 @@ def test_an_outlier_costs_no_precision(backend: str) -> None:
     assert counts[-1] == 1
 
 
+def test_so_many_positives_that_bins_need_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pos, neg = scores("trained", 17_000, 20_000, 1.0)
+    weights = torch.rand(17_000)
+    by_grid = rank_operator(pos, neg, 1.0, "vectorised")
+    monkeypatch.setattr(vectorised, "_GRID_FROM", 10**9)
+    by_search = rank_operator(pos, neg, 1.0, "vectorised")
+    assert_matches(by_grid.counts(), by_search.counts(), COUNTS_RTOL, "counts")
+    assert_matches(by_grid.spread(weights), by_search.spread(weights).double(), 5e-7, "spread")
+
+
 def test_thirty_million_scores_in_one_band() -> None:
     total = 30_000_000
     neg = torch.randint(-(2**20), 2**20, (total,), dtype=torch.int32)
