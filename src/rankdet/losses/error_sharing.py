@@ -86,7 +86,9 @@ def rank(logits: Tensor, targets: Tensor, delta: float) -> Ranked:
     knots = make_knots(pos, delta)
     bins = fill_bins(knots.base, logits, skip)
     false_positives = counts_from_bins(knots, bins.number, bins.beyond)
-    false_positives.masked_fill_(~(bins.finite & pos.isfinite().all()), torch.nan)
+    false_positives.masked_fill_(
+        ~(bins.finite & pos.sum(dtype=torch.float64).isfinite()), torch.nan
+    )
     return Ranked(skip, pos_index, pos, false_positives, Pairs(pos, knots, delta), knots, bins)
 
 

@@ -51,7 +51,7 @@ def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
     """
     wanted = 1 << (scores // _SCORES_PER_CELL).bit_length()
     wanted = min(max(wanted, _CELLS_MIN), _CELLS_MAX)
-    first, last = knots[[0, -1]].tolist()
+    first, last = float(knots[0]), float(knots[-1])
     # Cells stay wide enough that their numbers and edges are exact in the scores' dtype.
     finest = max(abs(first), abs(last)) * torch.finfo(dtype).eps * 8
     width = 2.0 ** math.ceil(math.log2(max((last - first) / wanted, finest, 2.0**-100)))

@@ -11,6 +11,7 @@ one bin, which is every chunk at the start of a training, need neither.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -187,7 +188,7 @@ def _streams(base: Tensor, scores: Tensor) -> bool:
     """Tell whether the grid serves: a CPU, enough scores, and finite knots to lay it over."""
     if not scores.is_cpu or scores.numel() < _GRID_FROM or base.numel() == 1:
         return False
-    return bool(base[[1, -1]].isfinite().all())
+    return math.isfinite(float(base[1])) and math.isfinite(float(base[-1]))
 
 
 def _chunks(
@@ -216,13 +217,12 @@ def _chunks_with_bin(
     knots = base[1:]
     for place, part, out in _chunks(scores, skip, compute_dtype(scores)):
         # Three scores tell most chunks of several bins without a look at all the others.
-        probe = part[:: max(part.numel() // 2, 1)].contiguous()
-        probe = torch.bucketize(probe.double(), knots)
+        probe = part[:: max(part.numel() // 2, 1)].to(torch.float64, copy=True)
         only = None
-        if bool((probe == probe[0]).all()):
-            low, high = part.aminmax()
-            first, last = torch.bucketize(torch.stack([low, high]).double(), knots).tolist()
-            if first == last and bool(low.isfinite() & high.isfinite()):
+        if len(set(torch.bucketize(probe, knots).tolist())) == 1:
+            ends = torch.stack(part.aminmax()).double()
+            first, last = torch.bucketize(ends, knots).tolist()
+            if first == last and math.isfinite(float(ends[0] - ends[1])):
                 only = first
         yield place, part, out, only
 
@@ -287,7 +287,7 @@ def _fill_by_grid(
         beyond += torch.bincount(few_bins, weights=distance, minlength=bins)
         notes = notes._replace(searched=searched, searched_bins=few_bins)
     # A NaN or an infinity is in the sums of the lowest or the highest bin.
-    return Bins(number, beyond, total.isfinite().all(), notes)
+    return Bins(number, beyond, total.sum().isfinite(), notes)
 
 
 def _evaluate_by_grid(
