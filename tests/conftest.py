@@ -44,6 +44,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def poisoned(*args: Any, _original: Any = original, **kwargs: Any) -> torch.Tensor:
             made: torch.Tensor = _original(*args, **kwargs)
-            return made.fill_(torch.nan if made.is_floating_point() else -(2**30))
+            if made.is_floating_point() or made.is_complex():
+                return made.fill_(torch.nan)
+            return made if made.dtype == torch.bool else made.fill_(torch.iinfo(made.dtype).min)
 
         monkeypatch.setattr(torch, name, poisoned)

@@ -58,9 +58,9 @@ def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
     lowest = math.floor(first / width)
     size = math.floor(last / width) - lowest + 1
     shift = 1.0 - lowest
-    inside = torch.bincount(
-        _place(_round_down(knots, dtype), width, shift, size).to(torch.int32), minlength=size + 2
-    )
+    rounded = _round_down(knots, dtype)
+    knot_cells = _place(rounded, width, shift, size, torch.empty_like(rounded)).to(torch.int32)
+    inside = torch.bincount(knot_cells, minlength=size + 2)
     below = inside.cumsum(0, dtype=torch.int32)
     mixed = knots.numel() + 1
     narrow = torch.int16 if mixed <= torch.iinfo(torch.int16).max else torch.int32
@@ -68,7 +68,9 @@ def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
     return Grid(below, bins, torch.tensor([width, shift], dtype=torch.float64))
 
 
-def find_cells(grid: Grid, scores: Tensor, leave_out: Tensor | None, cells: Tensor) -> None:
+def find_cells(
+    grid: Grid, scores: Tensor, leave_out: Tensor | None, cells: Tensor, scratch: Tensor
+) -> None:
     """Write the cell of each score.
 
     Args:
@@ -76,19 +78,20 @@ def find_cells(grid: Grid, scores: Tensor, leave_out: Tensor | None, cells: Tens
         scores: [n] in the dtype that the grid was made for.
         leave_out: [m] int64, indices of scores to put into cell 0. So is a NaN.
         cells: [n] int32, written.
+        scratch: [n] in the dtype of the scores, overwritten.
     """
     width, shift = grid.geometry.tolist()
-    place = _place(scores, width, shift, grid.below.numel() - 2)
+    place = _place(scores, width, shift, grid.below.numel() - 2, scratch)
     if leave_out is not None:
         place.index_fill_(0, leave_out, 0.0)
     cells.copy_(place).clamp_(min=0)
 
 
-def find_offsets(geometry: Tensor, scores: Tensor, cells: Tensor) -> Tensor:
-    """Return how far scores [n] lie above the lower edges of their cells, in their own dtype."""
+def find_offsets(geometry: Tensor, scores: Tensor, cells: Tensor, offsets: Tensor) -> None:
+    """Write how far scores [n] lie above the lower edges of their cells, in their own dtype."""
     width, shift = geometry.tolist()
-    edge = cells.to(scores.dtype).sub_(shift).mul_(width)
-    return torch.sub(scores, edge, out=edge)
+    edge = offsets.copy_(cells).sub_(shift).mul_(width)
+    torch.sub(scores, edge, out=offsets)
 
 
 def tabulate(
@@ -116,8 +119,8 @@ def tabulate(
     return torch.complex(value.to(dtype), slope.to(dtype))
 
 
-def _place(scores: Tensor, width: float, shift: float, size: int) -> Tensor:
-    return scores.mul(1 / width).add_(shift).clamp_(0, size + 1)
+def _place(scores: Tensor, width: float, shift: float, size: int, result: Tensor) -> Tensor:
+    return torch.mul(scores, 1 / width, out=result).add_(shift).clamp_(0, size + 1)
 
 
 def _round_down(values: Tensor, dtype: torch.dtype) -> Tensor:

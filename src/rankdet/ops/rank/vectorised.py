@@ -267,10 +267,15 @@ def _fill_by_grid(
         if grid is None:
             grid = lay_grid(base[1:], part.dtype, scores.numel())
             cells = torch.empty(scores.numel(), dtype=torch.int32)
+            # Made once: memory that is new to the process costs as much as the work on it.
+            scratch = torch.empty_like(part)
+            wides = torch.empty_like(part, dtype=torch.float64)
+            places = torch.empty_like(part, dtype=grid.bins.dtype)
             notes = notes._replace(cells=cells, below=grid.below, geometry=grid.geometry)
-        find_cells(grid, part, out, cells[place])
-        bin_ = grid.bins.index_select(0, cells[place])
-        wide = part.to(torch.float64, copy=True)
+        size = part.numel()
+        find_cells(grid, part, out, cells[place], scratch[:size])
+        bin_ = torch.index_select(grid.bins, 0, cells[place], out=places[:size])
+        wide = wides[:size].copy_(part)
         if out is not None:  # in bin 0 now, which takes no part; but NaN must not stay there
             wide.index_fill_(0, out, 0.0)
         in_bin += torch.bincount(bin_, minlength=bins + 1)
@@ -306,9 +311,12 @@ def _evaluate_by_grid(
             continue
         if table is None:
             table = tabulate(notes.below, notes.geometry, base, function, dtype)
-        cells = notes.cells[place]
-        entry = table.index_select(0, cells)
-        offset = find_offsets(notes.geometry, part.to(dtype), cells)
+            entries = table.new_empty(part.numel())
+            offsets = torch.empty_like(part, dtype=dtype)
+        cells, size = notes.cells[place], part.numel()
+        entry = torch.index_select(table, 0, cells, out=entries[:size])
+        offset = offsets[:size]
+        find_offsets(notes.geometry, part.to(dtype), cells, offset)
         if result.dtype == dtype:
             torch.addcmul(entry.real, entry.imag, offset, out=result[place])
         else:
