@@ -75,7 +75,8 @@ def alrp_loss(
             that is none of the three, a negative ``delta`` or ``eps``.
 
     References:
-        Oksuz et al., NeurIPS 2020, eq. 9-13; the two rankings differ in the authors' code.
+        Oksuz, Cam, Akbas, Kalkan, NeurIPS 2020 (see the top of this file): the definition of aLRP
+        and its error-driven update. "hard" is what the authors' code does.
 
     >>> logits = torch.tensor([2.0, 1.0, -3.0], requires_grad=True)
     >>> terms = alrp_loss(logits, torch.tensor([0, 1, 0]), torch.tensor([0.3]))

@@ -45,7 +45,7 @@ def ap_loss(
         ValueError: for other shapes, a target that is none of the three, a negative ``delta``.
 
     References:
-        Chen et al., CVPR 2019, eq. 3-8.
+        Chen et al., CVPR 2019 (see the top of this file): the loss and its error-driven update.
 
     >>> logits = torch.tensor([2.0, 1.0, -3.0], requires_grad=True)
     >>> loss = ap_loss(logits, torch.tensor([0, 1, 0]))

@@ -68,7 +68,8 @@ def rank_sort_loss(
             none of the three, a negative ``delta`` or ``eps``.
 
     References:
-        Oksuz et al., ICCV 2021, eq. 2-8.
+        Oksuz, Cam, Akbas, Kalkan, ICCV 2021 (see the top of this file): ranking and sorting
+        errors and the identity update.
 
     >>> logits = torch.tensor([2.0, 1.0, -3.0], requires_grad=True)
     >>> terms = rank_sort_loss(logits, torch.tensor([1, 1, 0]), torch.tensor([0.6, 0.9]))

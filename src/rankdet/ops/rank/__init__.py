@@ -121,9 +121,9 @@ def rank_operator(
 
     References:
         The smoothed step and the sums over it: K. Chen et al., "Towards Accurate One-Stage
-        Object Detection with AP-Loss", CVPR 2019, eq. 5; K. Oksuz et al., "A Ranking-based,
+        Object Detection with AP-Loss", CVPR 2019; K. Oksuz et al., "A Ranking-based,
         Balanced Loss Function Unifying Classification and Localisation in Object Detection",
-        NeurIPS 2020, section 2.
+        NeurIPS 2020.
 
     >>> operator = rank_operator(torch.tensor([0.0]), torch.tensor([-2.0, -0.5, 3.0]), delta=1.0)
     >>> operator.counts()
