@@ -2,7 +2,8 @@
 
 Rank & Sort Loss ranks by score and sorts by quality: it needs, for each positive i, the sum over
 those k with key_k < key_i of H(s_k - s_i) v_k. The matrix of all pairs gives it in O(P^2); above
-a few hundred positives, going through the bits of the key's rank gives the same in O(P log P).
+a few hundred positives, going through the bits of the key's rank gives the same in
+O(P log^2 P), all but the sorts in O(P log P).
 """
 
 from __future__ import annotations
