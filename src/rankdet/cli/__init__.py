@@ -1,0 +1,1 @@
+"""The command `rankdet`: one file for each of its verbs."""

@@ -1,0 +1,216 @@
+"""What several verbs share: talking to the user, finding the data, loading a model."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rankdet.config.recipe import Recipe
+    from rankdet.data.discover import DataFolder
+    from rankdet.data.imageset import ImageSet
+    from rankdet.engine.checkpoint import ModelCard
+    from rankdet.engine.single import Predictor
+
+
+class Voice:
+    """Says things on the terminal and, once a run has a folder, in its `log.txt` as well.
+
+    Args:
+        quiet: say nothing, as all processes of a run but the first.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.console: Console = Console(quiet=quiet, highlight=False)
+        self.quiet = quiet
+        self._log: Path | None = None
+        self._waiting: list[str] = []
+
+    def say(self, text: str = "") -> None:
+        """Print a line, with rich's markup."""
+        from rich.text import Text
+
+        self.console.print(text, soft_wrap=True)
+        self._note(Text.from_markup(text).plain)
+
+    def show(self, renderable: Any) -> None:
+        """Print a table, and note it."""
+        from rich.console import Console
+
+        self.console.print(renderable)
+        plain = Console(width=110, color_system=None, force_terminal=False)
+        with plain.capture() as captured:
+            plain.print(renderable)
+        self._note(captured.get().rstrip())
+
+    def warn(self, text: str) -> None:
+        """Print a line that should be noticed."""
+        self.say(f"[yellow]note:[/yellow] {text}")
+
+    def log_to(self, path: Path) -> None:
+        """Begin to note everything in a file, with what has been said so far."""
+        self._log = path
+        for line in self._waiting:
+            self._note(line)
+        self._waiting = []
+
+    def _note(self, text: str) -> None:
+        if self.quiet:
+            return
+        if self._log is None:
+            self._waiting.append(text)
+            return
+        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{now}  {line}\n" for line in text.split("\n")))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained detector, ready to use."""
+
+    detector: Any
+    card: ModelCard
+    recipe: Recipe
+    path: Path
+
+    def predictor(self, threshold: float | None = None) -> Predictor:
+        """Return the detector with what stands around it when it is used.
+
+        Args:
+            threshold: least score for all classes; None: those that the model carries.
+        """
+        from rankdet.config.assemble import divisor_of
+        from rankdet.config.build import build_post_process, build_test_resize
+        from rankdet.data.transforms import MEAN_COLOUR
+        from rankdet.engine.single import Predictor
+
+        own = self.card.thresholds or (None,) * len(self.card.classes)
+        return Predictor(
+            self.detector,
+            resize=build_test_resize(self.recipe),
+            post_process=build_post_process(self.recipe),
+            classes=self.card.classes,
+            thresholds=own if threshold is None else (threshold,) * len(own),
+            divisor=divisor_of(self.recipe),
+            fill=MEAN_COLOUR,
+        )
+
+
+def load(path: Path, device: str) -> Model:
+    """Load the model of a run, in evaluation mode.
+
+    Raises:
+        RunError: the file is no model of ours, or does not fit its own recipe.
+    """
+    from rankdet.config.build import build_detector
+    from rankdet.config.load import parse_recipe
+    from rankdet.engine.checkpoint import load_model, load_weights
+
+    if path.is_dir() and (path / "best.safetensors").is_file():
+        path = path / "best.safetensors"
+    weights, card = load_model(path)
+    recipe = parse_recipe(card.recipe, source=str(path), overrides=["model.weights=null"])
+    detector = build_detector(recipe, len(card.classes))
+    load_weights(detector, weights, path)
+    return Model(detector.to(device).eval(), card, recipe, path)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where to compute."""
+    parser.add_argument(
+        "--device", default="auto", help='"cpu", "cuda", "cuda:1"; default: a GPU if there is one'
+    )
+
+
+def device_of(given: argparse.Namespace) -> str:
+    """Return the device to compute on."""
+    import torch
+
+    from rankdet.engine.files import RunError
+
+    if given.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=given.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunError(f"--device {given.device} cannot be used: {reason}") from error
+    return str(given.device)
+
+
+def find_data(folder: str, voice: Voice) -> DataFolder:
+    """Return what a folder holds, and say so."""
+    from rankdet.data.discover import discover
+    from rankdet.data.summary import render, summarise
+
+    found = discover(Path(folder))
+    voice.say(f"[bold]{folder}[/bold]: {found.layout}")
+    voice.show(render([summarise(split) for split in found.splits.values()]))
+    return found
+
+
+def pick_split(found: DataFolder, name: str, folder: str) -> ImageSet:
+    """Return a split by name.
+
+    Raises:
+        RunError: the folder has no such split; the message names those it has.
+    """
+    from rankdet.engine.files import RunError
+
+    if name not in found.splits:
+        known = ", ".join(found.splits)
+        raise RunError(f"{folder} has no split {name!r}; it has {known} (--split)")
+    return found.splits[name]
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the record."""
+    import shlex
+
+    return shlex.join(["rankdet", *sys.argv[1:]])
+
+
+def relabel(images: ImageSet, card: ModelCard, source: str) -> ImageSet:
+    """Return images whose labels and category ids are those of a model.
+
+    Classes are matched by name, so that the order in a file does not matter.
+
+    Raises:
+        RunError: the images have classes that the model does not know.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    from rankdet.engine.files import RunError
+
+    known = {name: index for index, name in enumerate(card.classes)}
+    unknown = [name for name in images.classes if name not in known]
+    used = {int(label) for record in images.records for label in np.unique(record.labels)}
+    foreign = [name for name in unknown if images.classes.index(name) in used]
+    if foreign:
+        raise RunError(
+            f"{source} has objects of {len(foreign)} classes that the model does not know: "
+            f"{_few(foreign)}; it was trained on {len(card.classes)}: {_few(card.classes)}"
+        )
+    new = np.array([known.get(name, -1) for name in images.classes], dtype=np.int64)
+    records = tuple(
+        replace(record, labels=new[record.labels] if record.labels.size else record.labels)
+        for record in images.records
+    )
+    return replace(images, records=records, classes=card.classes, category_ids=card.category_ids)
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    more = f", ... ({len(names)})" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,100 @@
+"""`rankdet demo`: the whole path on built-in images, in minutes on two CPU cores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+examples:
+  rankdet demo                  about 5 minutes of training on two cores
+  rankdet demo --quick          under two minutes, all in all
+  rankdet demo --out try/ --set criterion.kind=rank_sort
+"""
+
+
+def add_to(verbs: Any) -> None:
+    """Add the verb to the command."""
+    parser = verbs.add_parser(
+        "demo",
+        help="train on built-in images, evaluate, and draw what was found",
+        description="Make the built-in data set (handwritten digits on photographs), train "
+        "RetinaNet with ATSS and aLRP Loss on it from scratch, evaluate, and write a report with "
+        "pictures. No GPU, no download.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="less data and a shorter training")
+    parser.add_argument(
+        "--out", default="rankdet-demo", metavar="DIR", help="default: rankdet-demo"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the demonstration."""
+    from rankdet.cli.common import Voice
+    from rankdet.cli.data import make_digits
+    from rankdet.cli.running import new_folder, run_in, write_settings
+    from rankdet.config.assemble import Hardware
+    from rankdet.config.load import load_recipe
+
+    voice = Voice()
+    out = Path(given.out)
+    short = ["schedule.steps=900", "training.evaluations=2"] if given.quick else []
+    recipe = load_recipe("demo", [*short, *given.set])
+    data = out / ("digits-quick" if given.quick else "digits")
+    folder = new_folder(str(_free(out / ("quick" if given.quick else "run"))), recipe.name)
+    train, val = (2000, 150) if given.quick else (4000, 300)
+    make_digits(data, train, val, recipe.data.train_size, 0, False, voice)
+    code = run_in(
+        folder,
+        recipe,
+        str(data),
+        Hardware(accelerator="cpu"),
+        voice,
+        prepare=lambda: write_settings(folder, recipe, data.resolve()),
+    )
+    if code == 0:
+        _compare(folder, given.quick, bool(given.set), voice)
+    return code
+
+
+def _compare(folder: Path, quick: bool, changed: bool, voice: Any) -> None:
+    """Say how the result compares with what this takes and gives elsewhere."""
+    import json
+
+    import yaml
+
+    found = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+    voice.say(
+        f"[bold]AP {found['AP']:.3f}   AP50 {found['AP50']:.3f}   oLRP {found['oLRP']:.3f}[/bold]"
+    )
+    if changed:
+        return
+    from importlib import resources
+
+    text = resources.files("rankdet.recipes").joinpath("expected.yaml").read_text(encoding="utf-8")
+    expected = yaml.safe_load(text)["quick" if quick else "demo"]
+    voice.say(
+        f"expected: AP {expected['AP'][0]:.2f} to {expected['AP'][1]:.2f}, oLRP "
+        f"{expected['oLRP'][0]:.2f} to {expected['oLRP'][1]:.2f}, {expected['minutes']} min of "
+        f"training on {expected['machine']}"
+    )
+    low, high = expected["AP"]
+    if not low <= found["AP"] <= high:
+        side = "above" if found["AP"] > high else "below"
+        voice.warn(f"this AP is {side} what {expected['runs']} runs gave; please tell us")
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder, or the first of folder-2, folder-3, ... that does not exist."""
+    made, count = folder, 1
+    while made.exists():
+        count += 1
+        made = folder.with_name(f"{folder.name}-{count}")
+    return made

@@ -1,0 +1,92 @@
+"""The door of the command: its verbs, its help, and how errors reach a person.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rankdet import __version__
+from rankdet.cli import data, demo, evaluate, predict, recipes, train
+
+EXAMPLES = """\
+examples:
+  rankdet demo                                  train on built-in images, in minutes
+  rankdet data check photos/                    what is in this folder, and is it sound?
+  rankdet train --data photos/                  train a detector on it
+  rankdet evaluate runs/photos-1/best.safetensors --data photos/
+  rankdet predict runs/photos-1/best.safetensors new/ --out found/
+
+`rankdet VERB --help` explains each verb. Completion for your shell:
+  rankdet --print-completion bash > ~/.local/share/bash-completion/completions/rankdet
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    whole = argparse.ArgumentParser(
+        prog="rankdet",
+        description="Train object detectors with ranking-based losses, evaluate and use them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"rankdet {__version__}")
+    whole.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print a completion script for bash, zsh or tcsh",
+    )
+    whole.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    verbs = whole.add_subparsers(title="verbs", metavar="VERB", dest="verb")
+    for verb in (demo, train, evaluate, predict, data, recipes):
+        verb.add_to(verbs)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 for a failure, 2 for a wrong call."""
+    whole = parser()
+    given = whole.parse_args(arguments)
+    if given.print_completion:
+        import shtab
+
+        print(shtab.complete(whole, given.print_completion))
+        return 0
+    if given.verb is None:
+        whole.print_help()
+        return 0
+    try:
+        code: int = given.run(given)
+    except KeyboardInterrupt:
+        print("rankdet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left, as `| head` does
+        return 141
+    except Exception as error:
+        if given.debug or not _is_ours(error):
+            raise
+        print(f"rankdet: error: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was written for the user, rather than being a fault of the program."""
+    from rankdet.data.errors import DataError
+    from rankdet.engine.files import RunError
+
+    kinds: tuple[type[Exception], ...] = (DataError, RunError)
+    if "rankdet.config.load" in sys.modules:
+        from rankdet.config.load import RecipeError
+
+        kinds = (*kinds, RecipeError)
+    return isinstance(error, kinds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

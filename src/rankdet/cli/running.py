@@ -1,0 +1,215 @@
+"""A run from its recipe to its report: what `train` and `demo` have in common."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rankdet import __version__
+from rankdet.cli.common import Voice, command_line, find_data
+from rankdet.config.assemble import Hardware, make_parts, make_plan
+from rankdet.config.load import dump, load_recipe
+from rankdet.config.recipe import Recipe
+from rankdet.data.discover import DataFolder
+from rankdet.data.imageset import ImageSet
+from rankdet.data.split import hold_out
+from rankdet.engine.files import RunError, write_json, write_text
+from rankdet.engine.trainer import MODEL, STATE, Outcome, Plan, train
+from rankdet.eval.score import Score
+from rankdet.eval.table import table
+
+RECIPE = "recipe.yaml"
+SETTINGS = "run.json"
+# Where the first process of a run tells those it starts which folder they work in.
+_FOLDER = "RANKDET_RUN_FOLDER"
+
+
+def new_folder(out: str | None, name: str) -> Path:
+    """Return a folder for a new run, not made yet.
+
+    Raises:
+        RunError: the folder that was asked for is not empty.
+    """
+    if _FOLDER in os.environ and "LOCAL_RANK" in os.environ:
+        return Path(os.environ[_FOLDER])
+    if out is None:
+        folder, count = Path("runs") / name, 1
+        while folder.exists():
+            count += 1
+            folder = Path("runs") / f"{name}-{count}"
+        return folder
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        hint = f"go on with it by `rankdet train --resume {out}`, or " if _is_run(folder) else ""
+        raise RunError(f"--out {out} exists and is not empty; {hint}choose another folder")
+    return folder
+
+
+def write_settings(folder: Path, recipe: Recipe, source: Path) -> None:
+    """Write what a run was asked to do, and on what it runs."""
+    write_text(folder / RECIPE, dump(recipe))
+    write_json(folder / SETTINGS, {"data": str(source), **environment()}, indent=1)
+
+
+def read_settings(folder: Path) -> tuple[Recipe, str]:
+    """Return the recipe of a run and where its data were.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    if not _is_run(folder):
+        raise RunError(f"{folder} holds no run: {RECIPE} and {SETTINGS} are not both there")
+    recipe = load_recipe(str(folder / RECIPE), ())
+    return recipe, str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["data"])
+
+
+def run_in(
+    folder: Path,
+    recipe: Recipe,
+    data: str,
+    hardware: Hardware,
+    voice: Voice,
+    *,
+    resume: bool = False,
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Train in a folder, then say what came out; return the exit code."""
+    found = find_data(data, voice)
+    training, validation = splits(found, recipe, voice)
+    plan = make_plan(recipe, len(training), hardware)
+    describe(recipe, plan, training, hardware, voice)
+    parts = make_parts(recipe, training, validation, plan, hardware)
+    if not voice.quiet:
+        if prepare is not None:
+            prepare()
+        if resume and not (folder / STATE).is_file():
+            voice.warn("nothing was saved before the interruption; starting from the beginning")
+            resume = False
+        voice.log_to(folder / "log.txt")
+        os.environ[_FOLDER] = str(folder)
+    elif resume:
+        resume = (folder / STATE).is_file()
+    outcome = train(folder, parts, plan, console=voice.console, resume=resume)
+    if voice.quiet:
+        return 0
+    if outcome.signal is not None:
+        voice.say(f"interrupted; the state is saved. Go on: rankdet train --resume {folder}")
+        return 128 + outcome.signal
+    finish(folder, validation, outcome, voice)
+    return 0
+
+
+def splits(found: DataFolder, recipe: Recipe, voice: Voice) -> tuple[ImageSet, ImageSet]:
+    """Return the images to train and to validate on.
+
+    Raises:
+        RunError: there is nothing to train on.
+    """
+    training = found.splits.get("train")
+    if training is None:
+        raise RunError(f"no training split: found {', '.join(found.splits) or 'nothing'}")
+    if sum(record.labels.size for record in training.records) == 0:
+        raise RunError("the training images have no boxes; there is nothing to learn")
+    validation = found.splits.get("val")
+    if validation is None:
+        training, validation = hold_out(training, fraction=0.2, seed=recipe.training.seed)
+        voice.say(
+            f"no validation split: {len(validation)} of the images are held out for it, "
+            f"{len(training)} stay for training (seed {recipe.training.seed})"
+        )
+    return training, validation
+
+
+def describe(
+    recipe: Recipe, plan: Plan, training: ImageSet, hardware: Hardware, voice: Voice
+) -> None:
+    """Say what is about to happen, and what differs from what the recipe's name promises."""
+    epochs = plan.steps * recipe.batch.size / max(len(training), 1)
+    voice.say(
+        f"[bold]{recipe.name}[/bold]: {plan.steps} steps of {recipe.batch.size} images "
+        f"({epochs:.1f} epochs), {plan.precision}"
+    )
+    optimizer = recipe.optimizer
+    if optimizer.reference_batch != recipe.batch.size:
+        lr = optimizer.lr * recipe.batch.size / optimizer.reference_batch
+        voice.say(
+            f"learning rate {lr:g}: {optimizer.lr:g} for batches of {optimizer.reference_batch}, "
+            f"scaled to {recipe.batch.size}"
+        )
+    if plan.accumulate > 1 or hardware.world > 1:
+        voice.say(
+            f"each step adds up {plan.accumulate} x {hardware.world} micro-batches of "
+            f"{recipe.batch.micro}; a ranking loss ranks within a micro-batch, not over the whole "
+            f"batch of {recipe.batch.size}"
+        )
+
+
+def finish(folder: Path, validation: ImageSet, outcome: Outcome, voice: Voice) -> None:
+    """Say how good the best model is, and where everything lies."""
+    from rankdet.cli.reporting import write_report
+
+    whole = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+    result = Score.from_json(whole)
+    voice.show(table(result))
+    began = time.monotonic()
+    report = write_report(folder, validation, result)
+    voice.say(
+        f"training took {_minutes(outcome.seconds)}; report written in "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    voice.say(f"report    {report}")
+    voice.say(f"pictures  {folder / 'pictures'}")
+    voice.say(f"model     {folder / MODEL}")
+    voice.say(f"use it    rankdet predict {folder / MODEL} IMAGES --out found")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a run depends on beside its recipe."""
+    import torch
+
+    packages = ("torch", "torchvision", "pytorch-lightning", "numpy", "pillow", "faster-coco-eval")
+    return {
+        "command": command_line(),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "rankdet": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "cpu_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree that this code runs from, with "+" if it is changed."""
+    source = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie in somebody else's repository.
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECIPE).is_file() and (folder / SETTINGS).is_file()
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

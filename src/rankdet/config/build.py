@@ -1,0 +1,295 @@
+"""From the names in a recipe to objects: the one place where a text becomes a class."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from rankdet.assign.atss import ATSSAssigner
+from rankdet.assign.max_iou import MaxIoUAssigner
+from rankdet.config import parts
+from rankdet.config.recipe import Recipe, RecipeError
+from rankdet.criteria.alrp import ALRPCriterion
+from rankdet.criteria.balance import Balance, LearnedBalance, ScalarBalance, SelfBalance
+from rankdet.criteria.dense import (
+    APClassification,
+    Box,
+    Classification,
+    DenseCriterion,
+    FocalClassification,
+    IoUBox,
+    SmoothL1Box,
+)
+from rankdet.criteria.rank_sort import RankSortCriterion
+from rankdet.data.transforms import (
+    LightAugment,
+    PlainResize,
+    SSDAugment,
+    TestResize,
+    Transform,
+)
+from rankdet.models.atss import atss
+from rankdet.models.backbones import build_backbone
+from rankdet.models.detector import Detector
+from rankdet.models.postprocess import PostProcess
+from rankdet.models.retinanet import retinanet
+from rankdet.ops.box_codes import DeltaCoder
+
+
+def build_detector(recipe: Recipe, classes: int) -> Detector:
+    """Return the network of a recipe, its new parts with random weights.
+
+    Args:
+        recipe: of the run.
+        classes: C, 1 or more.
+
+    Raises:
+        RecipeError: the weights of the backbone cannot be had, or do not fit it.
+    """
+    model = recipe.model
+    try:
+        backbone = build_backbone(
+            model.backbone,
+            weights=model.weights,
+            frozen_stages=model.frozen_stages,
+            norm=model.norm,
+        )
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"model.weights: {error}") from error
+    match model.detector:
+        case "retinanet":
+            return retinanet(
+                classes,
+                backbone=backbone,
+                channels=model.fpn_channels,
+                levels=model.levels,
+                extra=model.extra_levels,
+                convs=model.head_convs,
+                norm=model.head_norm,
+                scale=model.anchors.scale,
+                octave_scales=model.anchors.octave_scales,
+                ratios=model.anchors.ratios,
+                class_prior=model.class_prior,
+                coder=DeltaCoder(model.box_stds),
+            )
+        case "atss":
+            return atss(
+                classes,
+                backbone=backbone,
+                channels=model.fpn_channels,
+                levels=model.levels,
+                extra=model.extra_levels,
+                convs=model.head_convs,
+                norm=model.head_norm,
+                scale=model.anchors.scale,
+                octave_scales=model.anchors.octave_scales,
+                ratios=model.anchors.ratios,
+                centreness=model.centreness,
+                level_scales=model.level_scales,
+                class_prior=model.class_prior,
+                coder=DeltaCoder(model.box_stds),
+            )
+
+
+def build_assigner(recipe: Recipe) -> MaxIoUAssigner | ATSSAssigner:
+    """Return what decides who is positive."""
+    match recipe.assigner:
+        case parts.MaxIoU() as rule:
+            return MaxIoUAssigner(
+                positive=rule.positive,
+                negative=rule.negative,
+                min_positive=rule.min_positive,
+                low_quality=rule.low_quality,
+                crowd_overlap=rule.crowd_overlap,
+            )
+        case parts.ATSS() as rule:
+            return ATSSAssigner(top_k=rule.top_k, crowd_overlap=rule.crowd_overlap)
+
+
+def build_criterion(recipe: Recipe) -> DenseCriterion | ALRPCriterion | RankSortCriterion:
+    """Return what is minimised."""
+    assigner = build_assigner(recipe)
+    match recipe.criterion:
+        case parts.Dense() as loss:
+            return DenseCriterion(
+                assigner,
+                _classification(loss),
+                _box(loss),
+                box_weight=loss.box_weight,
+                centreness=recipe.model.centreness,
+            )
+        case parts.ALRP() as loss:
+            return ALRPCriterion(
+                assigner,
+                _balance(loss),
+                delta=loss.delta,
+                tau=loss.tau,
+                box=loss.box,
+                loc_ranking=loss.loc_ranking,
+            )
+        case parts.RankSort() as loss:
+            return RankSortCriterion(assigner, delta=loss.delta)
+
+
+def build_post_process(recipe: Recipe) -> PostProcess:
+    """Return what turns predictions into detections."""
+    test = recipe.test
+    return PostProcess(
+        candidates=test.candidates,
+        score_threshold=test.score_threshold,
+        nms_iou=test.nms_iou,
+        max_detections=test.max_detections,
+    )
+
+
+def build_augment(recipe: Recipe) -> Transform:
+    """Return what is done to each image of the training."""
+    size = recipe.data.train_size
+    match recipe.data.augment:
+        case parts.SSDAugment():
+            return SSDAugment(size)
+        case parts.LightAugment() as light:
+            return LightAugment(
+                size,
+                scale=light.scale,
+                stretch=light.stretch,
+                colour=light.colour,
+                horizontal_flip=light.horizontal_flip,
+                vertical_flip=light.vertical_flip,
+                min_visible=light.min_visible,
+            )
+        case parts.PlainResize() as plain:
+            return PlainResize(size, keep_aspect=plain.keep_aspect, flip=plain.horizontal_flip)
+
+
+def build_test_resize(recipe: Recipe) -> TestResize:
+    """Return what is done to each image of a test."""
+    return TestResize(recipe.data.test_shorter, recipe.data.test_longer)
+
+
+def learning_rate(recipe: Recipe) -> float:
+    """Return the learning rate at the recipe's batch, in proportion to its size."""
+    optimizer = recipe.optimizer
+    return optimizer.lr * recipe.batch.size / optimizer.reference_batch
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """Return what moves the weights.
+
+    Args:
+        recipe: of the run.
+        model: with all that is learned: the detector, and a criterion that learns its balance.
+            Weights without gradients are left out.
+
+    Returns:
+        The optimiser, with a group of weights that decay and one of those that do not: a learned
+        balance, and where the recipe says so, normalisation layers, biases and other weights of
+        at most one dimension. It is fused where that is possible.
+    """
+    settings = recipe.optimizer
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if not weight.requires_grad or weight in seen:
+                continue
+            seen.add(weight)
+            small = weight.dim() <= 1 and not settings.decay_norms_and_biases
+            exempt = small or isinstance(module, LearnedBalance)
+            (others if exempt else decaying).append(weight)
+    groups = [
+        {"params": weights, "weight_decay": decay}
+        for weights, decay in ((decaying, settings.weight_decay), (others, 0.0))
+        if weights
+    ]
+    lr, fused = learning_rate(recipe), _can_be_fused(recipe, seen)
+    match settings.kind:
+        case "sgd":
+            return SGD(groups, lr=lr, momentum=settings.momentum, fused=fused)
+        case "adamw":
+            return AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused)
+
+
+def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Return how the learning rate moves, one optimiser step after the other.
+
+    Args:
+        recipe: of the run.
+        optimizer: from `build_optimizer`.
+        steps: of the whole run, 1 or more.
+    """
+    schedule = recipe.schedule
+
+    fall: Callable[[int], float]
+    match schedule.decay:
+        case parts.Drops(at=shares, factor=by):
+            drops = [round(share * steps) for share in shares]
+            fall = lambda step: by ** bisect_right(drops, step)  # noqa: E731
+        case parts.FlatLinear(share=share):
+            fall = lambda step: min(1.0, max(0.0, (steps - step) / (share * steps)))  # noqa: E731
+
+    def factor(step: int) -> float:
+        if step >= schedule.warmup_steps:
+            return fall(step)
+        first = schedule.warmup_factor
+        return fall(step) * (first + (1 - first) * step / schedule.warmup_steps)
+
+    return LambdaLR(optimizer, factor)
+
+
+def total_steps(recipe: Recipe, images: int) -> int:
+    """Return the optimiser steps of a run.
+
+    Args:
+        recipe: of the run.
+        images: number of training images, 1 or more. Epochs follow each other without a gap, so
+            the last step may reach into one more.
+    """
+    schedule = recipe.schedule
+    if schedule.steps is not None:
+        return schedule.steps
+    assert schedule.epochs is not None  # the recipe has one of the two
+    # 0.1 * 30 is a little more than 3.
+    return max(1, math.ceil(round(schedule.epochs * images / recipe.batch.size, 6)))
+
+
+def _classification(loss: parts.Dense) -> Classification:
+    match loss.classification:
+        case parts.Focal() as focal:
+            return FocalClassification(alpha=focal.alpha, gamma=focal.gamma)
+        case parts.AveragePrecision() as ap:
+            return APClassification(delta=ap.delta, interpolated=ap.interpolated)
+
+
+def _box(loss: parts.Dense) -> Box:
+    match loss.box:
+        case parts.SmoothL1() as box:
+            return SmoothL1Box(beta=box.beta, per=box.per)
+        case parts.IoUFamily() as box:
+            return IoUBox(kind=box.kind)
+
+
+def _balance(loss: parts.ALRP) -> Balance:
+    match loss.balance:
+        case parts.SelfBalance() as balance:
+            return SelfBalance(balance.initial)
+        case parts.ScalarBalance() as balance:
+            return ScalarBalance(balance.w_r)
+        case parts.LearnedBalance():
+            return LearnedBalance()
+
+
+def _can_be_fused(recipe: Recipe, weights: set[nn.Parameter]) -> bool:
+    devices = {weight.device.type for weight in weights}
+    if not devices <= {"cpu", "cuda"} or not all(w.is_floating_point() for w in weights):
+        return False
+    # Lightning refuses to clip gradients before a fused step in mixed precision.
+    precision = recipe.training.precision
+    mixed = precision == "bf16" or (precision == "auto" and devices != {"cpu"})
+    return recipe.optimizer.clip is None or not mixed

@@ -1,0 +1,246 @@
+"""What a recipe may say: every key of a run with its type, range, unit and default.
+
+A default is the published setting where there is one (Oksuz, Cam, Akbas, Kalkan, NeurIPS 2020, and
+the authors' configuration files), so that a recipe has to name what it does otherwise. Where
+several parts can take one place, `kind` says which, and decides which further keys there are.
+
+The text below each field is what the command line shows as its explanation. Nothing here imports
+PyTorch: a recipe is read and checked before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rankdet.config.parts import (
+    ALRP,
+    Assigner,
+    Augment,
+    Count,
+    Criterion,
+    Decay,
+    Dense,
+    Drops,
+    MaxIoU,
+    Positive,
+    Ratios,
+    Section,
+    Share,
+    SSDAugment,
+    Stds,
+)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message says where, which key, and what would do."""
+
+
+class Anchors(Section):
+    """The boxes that predictions start from, at each place of each level."""
+
+    scale: Positive = 4.0
+    """Side of the smallest square anchor, in strides."""
+    octave_scales: Annotated[int, Field(ge=1, le=16)] = 2
+    """Number of sizes between one level and the next."""
+    ratios: Ratios = (0.5, 1.0, 2.0)
+    """Height / width of the anchors."""
+
+
+class Model(Section):
+    """The network."""
+
+    detector: Literal["retinanet", "atss"] = "retinanet"
+    """Two towers shared by all levels; atss may also have centreness and level_scales. Who is
+    positive is assigner.kind, with either."""
+    backbone: Literal["resnet18", "resnet50", "resnet101", "tiny"] = "resnet50"
+    """tiny has 16 to 128 channels and trains from scratch on a CPU."""
+    weights: str | None = "IMAGENET1K_V1"
+    """Where the backbone starts: a torchvision name (IMAGENET1K_V1, DEFAULT), the path of a
+    .safetensors or .pth file, or null for random weights."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 1
+    """First stages of the backbone that are not trained; the stem is frozen with the first."""
+    norm: Literal["frozen", "batch", "group"] = "frozen"
+    """Normalisation in the backbone; frozen: batch norm that keeps what it starts with."""
+    fpn_channels: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Channels of every level of the feature pyramid, and of the towers."""
+    levels: Annotated[int, Field(ge=3, le=7)] = 5
+    """Feature levels, of strides 8, 16, 32, ... pixels."""
+    extra_levels: Literal["p5", "c5"] = "c5"
+    """What the levels above stride 32 are made from: the pyramid's or the backbone's last map."""
+    head_convs: Annotated[int, Field(ge=0, le=16)] = 4
+    """Convolutions of each of the two towers."""
+    head_norm: Literal["group"] | None = None
+    """Normalisation in the towers."""
+    class_prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Probability that an untrained detector gives to every class at every place. Ranking losses
+    barely move the general level of the scores, so this also sets how high they end."""
+    centreness: bool = False
+    """Whether a branch learns how central a place is to its object; for atss with dense losses."""
+    level_scales: bool = False
+    """Whether the box codes of each level are multiplied by a learned number; for atss."""
+    anchors: Anchors = Anchors()
+    """The boxes that predictions start from."""
+    box_stds: Stds = (0.1, 0.1, 0.2, 0.2)
+    """What the box codes dx, dy, dw, dh are divided by."""
+
+    @model_validator(mode="after")
+    def _detector_has_it(self) -> Self:
+        for key in ("centreness", "level_scales"):
+            if getattr(self, key) and self.detector != "atss":
+                raise ValueError(f"{key} needs detector atss, got {self.detector}")
+        return self
+
+
+class Data(Section):
+    """What happens to the images."""
+
+    train_size: Annotated[int, Field(ge=32, le=4096)] = 512
+    """Side of the square images of training, in pixels."""
+    augment: Augment = SSDAugment()
+    """How they are varied."""
+    test_shorter: Annotated[int, Field(ge=32, le=8192)] = 500
+    """Shorter side of the images of a test, in pixels."""
+    test_longer: Annotated[int, Field(ge=32, le=8192)] = 833
+    """What the longer side is limited to, in pixels."""
+    cache_mb: Annotated[int, Field(ge=0, le=10**7)] = 0
+    """Memory for decoded images, in MB, of each training process; 0: decode every time."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
+    """Processes that load images for one device; 0: in the training process."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.test_shorter > self.test_longer:
+            raise ValueError(
+                f"test_shorter ({self.test_shorter}) must not exceed test_longer "
+                f"({self.test_longer})"
+            )
+        return self
+
+
+class Batch(Section):
+    """How many images."""
+
+    size: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Images of one optimiser step, of all devices together."""
+    micro: Annotated[int, Field(ge=1, le=65536)] = 8
+    """Images that one device takes at once; a ranking spans these. Gradients are accumulated over
+    size / (micro * devices) of them."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.size % self.micro:
+            raise ValueError(f"size ({self.size}) must be a multiple of micro ({self.micro})")
+        return self
+
+
+class Optimizer(Section):
+    """How weights move."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or AdamW."""
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.008
+    """Learning rate for a batch of reference_batch images; scaled in proportion to batch.size."""
+    reference_batch: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Images per step that lr is meant for."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the gradient; AdamW's first beta."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    """L2 penalty of sgd, decoupled decay of adamw."""
+    decay_norms_and_biases: bool = True
+    """Whether normalisation layers and biases decay as well."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; null: any."""
+
+
+class Schedule(Section):
+    """How long, and how the learning rate moves."""
+
+    epochs: Annotated[float, Field(gt=0, le=1e5)] | None = None
+    """Length of the run in passes over the training images; this or steps."""
+    steps: Count | None = None
+    """Length of the run in optimiser steps; this or epochs."""
+    warmup_steps: Annotated[int, Field(ge=0, le=10**7)] = 500
+    """Optimiser steps in which the learning rate rises in a straight line."""
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
+    """Share of the learning rate that the first step has."""
+    decay: Decay = Drops()
+    """How the learning rate falls."""
+    balance_period: Literal["epoch"] | Count = "epoch"
+    """Optimiser steps after which self-balance is renewed, or "epoch"."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class Training(Section):
+    """How a run is done; none of it but seed, ema and precision changes what is learned."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the first weights, the order of the images, and the augmentation."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the average of the weights, which is then what is evaluated; null: no average."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, float32 elsewhere."""
+    channels_last: bool = True
+    """Memory layout of the convolutions; usually faster."""
+    evaluations: Count = 10
+    """How often a run is evaluated: evenly spread, the last at its end."""
+    checkpoint_every: Count = 500
+    """Optimiser steps between two writes of the state that --resume goes on from."""
+    log_every: Count = 20
+    """Optimiser steps between two rows of the log."""
+
+
+class Test(Section):
+    """From predictions to detections."""
+
+    candidates: Annotated[int, Field(ge=1, le=10**6)] = 1000
+    """Pairs of place and class that each level may hand on."""
+    score_threshold: Share | None = None
+    """Score that a detection needs; null: any. Ranking losses give low scores to good boxes: a
+    fixed threshold throws those away."""
+    nms_iou: Share = 0.5
+    """IoU above which the lower of two detections of a class is a duplicate."""
+    max_detections: Annotated[int, Field(ge=1, le=10**5)] = 100
+    """Detections of one image."""
+
+
+class Recipe(Section):
+    """Everything of one run but the data."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    """What the recipe is called."""
+    description: str = ""
+    """What it is for, in a line."""
+    model: Model = Model()
+    """The network."""
+    assigner: Assigner = MaxIoU()
+    """Who is positive."""
+    criterion: Criterion = ALRP()
+    """What is minimised."""
+    data: Data = Data()
+    """What happens to the images."""
+    batch: Batch = Batch()
+    """How many images."""
+    optimizer: Optimizer = Optimizer()
+    """How weights move."""
+    schedule: Schedule
+    """How long, and how the learning rate moves."""
+    training: Training = Training()
+    """How a run is done."""
+    test: Test = Test()
+    """From predictions to detections."""
+
+    @model_validator(mode="after")
+    def _branches_fit(self) -> Self:
+        if self.model.centreness and not isinstance(self.criterion, Dense):
+            raise ValueError(
+                f"model.centreness needs criterion.kind dense: {self.criterion.kind} gives the "
+                f"branch nothing to learn from"
+            )
+        return self

@@ -1,0 +1,118 @@
+"""aLRP Loss as a criterion: one ranking of all logits of a batch, and its balance.
+
+K. Oksuz, B. C. Cam, E. Akbas, S. Kalkan, "A Ranking-based, Balanced Loss Function Unifying
+Classification and Localisation in Object Detection", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from rankdet.criteria.matching import match, require_branches
+from rankdet.losses.alrp import LocRanking, alrp_loss
+from rankdet.losses.boxes import localisation_errors
+from rankdet.ops.checks import require_choice
+from rankdet.structures import LossTerms
+
+if TYPE_CHECKING:
+    from rankdet.criteria.balance import Balance
+    from rankdet.structures import Assigner, Predictions, Targets
+
+
+class ALRPCriterion(nn.Module):
+    """aLRP Loss of a batch: all logits of all its images, levels and classes in one ranking.
+
+        total = classification + weight * localisation
+
+    with the weight of ``balance``. The localisation error of a positive is that of its predicted
+    box and its object; for IoU and GIoU both are taken through the box codes into the frame of
+    the prior, as in the authors' code, for DIoU and CIoU they are in pixels. Each process of a
+    distributed training ranks its own batch.
+
+    Args:
+        assigner: decides who is positive.
+        balance: weighs localisation against classification: `SelfBalance` in the paper, or
+            `ScalarBalance`, `LearnedBalance`.
+        delta: half-width of the smoothed step, in units of the logits.
+        tau: IoU from which a positive counts as such, in [0, 1).
+        box: box loss of the localisation error: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
+        loc_ranking: how positives rank among themselves in the localisation part; ``"hard"`` is
+            the authors' code, see `rankdet.losses.alrp_loss`.
+        eps: of the box loss, in squared sides of the prior (px² for DIoU and CIoU).
+
+    Gradient: error sharing for the logits, ordinary derivative for the codes; see
+    `rankdet.losses.alrp_loss`.
+
+    References:
+        Oksuz, Cam, Akbas, Kalkan, NeurIPS 2020 (see the top of this file), sections 3 and 4.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        assigner: Assigner,
+        balance: Balance,
+        *,
+        delta: float = 1.0,
+        tau: float = 0.5,
+        box: str = "giou",
+        loc_ranking: LocRanking = "smooth",
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        require_choice("box", box, ("iou", "giou", "diou", "ciou"))
+        self.assigner = assigner
+        self.balance = balance
+        self.delta, self.tau, self.box, self.eps = delta, tau, box, eps
+        self.loc_ranking: LocRanking = loc_ranking
+
+    def forward(self, predictions: Predictions, targets: Targets) -> LossTerms:
+        """Return the loss of a batch.
+
+        Args:
+            predictions: of B images; without further branches.
+            targets: of the same images.
+
+        Returns:
+            The loss, and its parts "classification", "localisation" (before its weight),
+            "balance" (the weight) and "positives". Without positives the losses are 0, with
+            gradients of 0, and the balance takes no note of the batch.
+
+        Raises:
+            TypeError: logits or codes are not floating point.
+            ValueError: shapes do not fit, or the predictions have a branch.
+        """
+        require_branches(self.needs, predictions.branches)
+        matches = match(self.assigner, predictions, targets)
+        relative = self.box in ("iou", "giou")
+        pred, target = matches.in_prior_frame() if relative else matches.in_pixels()
+        errors = localisation_errors(pred, target, kind=self.box, tau=self.tau, eps=self.eps)
+        terms = alrp_loss(
+            predictions.logits.reshape(-1),
+            matches.targets,
+            errors,
+            delta=self.delta,
+            loc_ranking=self.loc_ranking,
+        )
+        balanced = self.balance(terms.classification, terms.localisation, matches.count > 0)
+        parts = {
+            "classification": terms.classification.detach(),
+            "localisation": terms.localisation.detach(),
+            "balance": balanced.weight,
+            "positives": matches.counted(),
+        }
+        return LossTerms(balanced.total, parts)
+
+    def end_period(self) -> None:
+        """End an epoch of the balance. All processes must call this together."""
+        self.balance.end_epoch()
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return (
+            f"assigner={self.assigner}, delta={self.delta}, tau={self.tau}, box={self.box}, "
+            f"loc_ranking={self.loc_ranking}, eps={self.eps}"
+        )

@@ -1,0 +1,255 @@
+"""Any classification loss beside any box loss, for detectors with dense predictions.
+
+Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017 (focal loss
+and its normaliser).
+Chen et al., "Towards Accurate One-Stage Object Detection with AP-Loss", CVPR 2019 (AP Loss).
+Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019
+(centreness).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rankdet.criteria.matching import Matches, match, normaliser_of, require_branches
+from rankdet.losses.ap import ap_loss
+from rankdet.losses.boxes import ciou_loss, diou_loss, giou_loss, iou_loss, smooth_l1
+from rankdet.losses.focal import focal_loss
+from rankdet.ops.checks import (
+    require_choice,
+    require_exponent,
+    require_fraction,
+    require_positive,
+)
+from rankdet.structures import LossTerms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rankdet.structures import Assigner, Predictions, Targets
+
+_IOU_LOSSES = {"iou": iou_loss, "giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
+
+class Classification(Protocol):
+    """A classification loss as a part of `DenseCriterion`."""
+
+    def __call__(self, logits: Tensor, matches: Matches, normaliser: float | Tensor, /) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            logits: [B, A, C], floating.
+            matches: who is positive, negative and ignored, and the boxes of the positives.
+            normaliser: mean number of positives of all processes, at least 1, infinite if none of
+                them has one; 0-d where a tensor.
+
+        Returns:
+            0-d, float32 or float64.
+        """
+        ...
+
+
+class Box(Protocol):
+    """A box loss as a part of `DenseCriterion`."""
+
+    def __call__(self, matches: Matches, /) -> Tensor:
+        """Return the loss of each positive, [P], float32 or float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class FocalClassification:
+    """Focal loss, summed over everything not ignored, per positive.
+
+    The positives are those of all processes, divided by the number of processes; at least 1.
+    If no process has one, the loss is 0.
+    """
+
+    alpha: float = 0.25
+    """Weight of the positives, in [0, 1]."""
+    gamma: float = 2.0
+    """0, or 1 and more."""
+
+    def __post_init__(self) -> None:
+        require_fraction("alpha", self.alpha)
+        require_exponent("gamma", self.gamma)
+
+    def __call__(self, logits: Tensor, matches: Matches, normaliser: float | Tensor) -> Tensor:
+        """Return the loss of a batch; see `Classification`. An ordinary derivative."""
+        return focal_loss(
+            logits.reshape(-1),
+            matches.targets,
+            normaliser=normaliser,
+            alpha=self.alpha,
+            gamma=self.gamma,
+        )
+
+
+@dataclass(frozen=True)
+class APClassification:
+    """AP Loss of one ranking of all logits of the batch, of each process on its own."""
+
+    delta: float = 1.0
+    """Half-width of the smoothed step, in units of the logits."""
+    interpolated: bool = True
+    """Whether precision is interpolated."""
+
+    def __post_init__(self) -> None:
+        require_positive("delta", self.delta, zero_allowed=True)
+
+    def __call__(self, logits: Tensor, matches: Matches, _normaliser: float | Tensor) -> Tensor:
+        """Return the loss of a batch; see `Classification`. The gradient shares errors out."""
+        return ap_loss(
+            logits.reshape(-1), matches.targets, delta=self.delta, interpolated=self.interpolated
+        )
+
+
+@dataclass(frozen=True)
+class SmoothL1Box:
+    """Smooth L1 loss of the codes of a box."""
+
+    beta: float = 1 / 9
+    """Where its two pieces meet, 0 or more, in the unit of the codes."""
+    per: Literal["positive", "number"] = "positive"
+    """Whether the 4 numbers of a positive are added up (RetinaNet) or averaged (AP Loss)."""
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta, zero_allowed=True)
+        require_choice("per", self.per, ("positive", "number"))
+
+    def __call__(self, matches: Matches) -> Tensor:
+        """Return the loss of each positive, [P]. An ordinary derivative."""
+        each = smooth_l1(matches.codes, matches.wanted_codes(), beta=self.beta)
+        return each.sum(1) if self.per == "positive" else each.mean(1)
+
+
+@dataclass(frozen=True)
+class IoUBox:
+    """A loss of the IoU family, of boxes in pixels."""
+
+    kind: str = "giou"
+    """``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``."""
+    eps: float = 1e-7
+    """Of the loss, in px²."""
+
+    def __post_init__(self) -> None:
+        require_choice("kind", self.kind, tuple(_IOU_LOSSES))
+        require_positive("eps", self.eps)
+
+    def __call__(self, matches: Matches) -> Tensor:
+        """Return the loss of each positive, [P]. An ordinary derivative."""
+        pred, target = matches.in_pixels()
+        loss: Callable[..., Tensor] = _IOU_LOSSES[self.kind]
+        return loss(pred, target, eps=self.eps)
+
+
+class DenseCriterion(nn.Module):
+    """A classification loss, and a box loss of the positives.
+
+        total = classification + box_weight * localisation (+ centreness)
+
+    Localisation is the sum of the box losses over the number of positives; the mean number of
+    all processes, at least 1. With centreness, each box loss is weighted by the centreness of
+    its positive, their sum is divided by that of the weights (again at least 1), and the branch
+    learns the centreness by cross-entropy, averaged over the positives:
+
+        centreness = sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))
+
+    with l, t, r, b the distances from the centre of the prior to the sides of its object.
+
+    Args:
+        assigner: decides who is positive.
+        classification: `FocalClassification`, `APClassification` or your own.
+        box: `SmoothL1Box`, `IoUBox` or your own.
+        box_weight: zero or more; 2 is usual for focal loss beside GIoU.
+        centreness: whether the predictions have a branch "centreness".
+
+    Gradient: that of the parts.
+
+    References:
+        See the top of this file.
+    """
+
+    needs: frozenset[str]
+
+    def __init__(
+        self,
+        assigner: Assigner,
+        classification: Classification,
+        box: Box,
+        *,
+        box_weight: float = 1.0,
+        centreness: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive("box_weight", box_weight, zero_allowed=True)
+        self.assigner = assigner
+        self.classification = classification
+        self.box = box
+        self.box_weight = box_weight
+        self.needs = frozenset({"centreness"}) if centreness else frozenset()
+
+    def forward(self, predictions: Predictions, targets: Targets) -> LossTerms:
+        """Return the loss of a batch.
+
+        Args:
+            predictions: of B images; with the branch "centreness" or without branches.
+            targets: of the same images.
+
+        Returns:
+            The loss, and its parts "classification", "localisation" (before its weight),
+            "centreness" if there is one, and "positives". If no process has positives the losses
+            are 0, with gradients of 0.
+
+        Raises:
+            TypeError: logits or codes are not floating point.
+            ValueError: shapes do not fit, or the predictions have other branches.
+        """
+        require_branches(self.needs, predictions.branches)
+        matches = match(self.assigner, predictions, targets)
+        logits = predictions.logits
+        normaliser = normaliser_of(matches.count, device=logits.device)
+        classification = self.classification(logits, matches, normaliser)
+        each = self.box(matches)
+        parts = {"classification": classification.detach()}
+        if "centreness" in self.needs:
+            wanted = _centreness(matches)
+            localisation = (each * wanted).sum()
+            localisation = localisation / normaliser_of(wanted.sum(), device=logits.device)
+            branch = predictions.branches["centreness"].reshape(-1)
+            found = branch.index_select(0, matches.places).to(wanted.dtype)
+            centreness = functional.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
+            centreness = centreness / normaliser
+            parts["centreness"] = centreness.detach()
+            total = torch.add(classification + centreness, localisation, alpha=self.box_weight)
+        else:
+            localisation = each.sum() / normaliser
+            total = torch.add(classification, localisation, alpha=self.box_weight)
+        parts["localisation"] = localisation.detach()
+        parts["positives"] = matches.counted()
+        return LossTerms(total, parts)
+
+    def end_period(self) -> None:
+        """Do nothing: the weight is a constant."""
+
+    def extra_repr(self) -> str:
+        """Show the parts."""
+        return (
+            f"assigner={self.assigner}, classification={self.classification}, box={self.box}, "
+            f"box_weight={self.box_weight:g}, centreness={'centreness' in self.needs}"
+        )
+
+
+def _centreness(matches: Matches) -> Tensor:
+    """Return the centreness of each positive, [P] in [0, 1]; 0 for a prior beside its object."""
+    centres = (matches.priors[:, :2] + matches.priors[:, 2:]) / 2
+    # [P, 2]: left and top, right and bottom
+    before, after = centres - matches.boxes[:, :2], matches.boxes[:, 2:] - centres
+    nearer = torch.minimum(before, after).clamp(min=0)
+    x, y = (nearer / torch.maximum(before, after).clamp(min=1e-9)).unbind(1)
+    return (x * y).sqrt()

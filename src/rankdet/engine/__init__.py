@@ -1,0 +1,1 @@
+"""Training and its loop, evaluation of a model, and the files both leave behind."""

@@ -1,0 +1,149 @@
+"""One training step: detector, criterion, average of weights, and the watch for NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from rankdet.engine.files import RunError
+from rankdet.structures import LossTerms, Predictions, Targets
+
+
+class TrainingBatch(Protocol):
+    """What a loader for training yields."""
+
+    @property
+    def images(self) -> Tensor:
+        """[B, 3, H, W] uint8."""
+        ...
+
+    @property
+    def targets(self) -> Targets:
+        """Ground truth of the batch."""
+        ...
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """B ids of images."""
+        ...
+
+
+class TrainingCriterion(Protocol):
+    """A criterion as the engine sees it: a module with the end of a balancing period."""
+
+    def __call__(self, predictions: Predictions, targets: Targets) -> LossTerms:
+        """Return the loss of a batch."""
+        ...
+
+    def end_period(self) -> None:
+        """Take note that a period of the balance ended; all processes together."""
+        ...
+
+
+class TrainingModule(pl.LightningModule):
+    """A detector under training.
+
+    Args:
+        detector: images to `Predictions`.
+        criterion: an `nn.Module` that is a `TrainingCriterion`.
+        make_optimizer: given a module with all that is learned, returns the optimiser and its
+            schedule by step.
+        average_decay: decay of the exponential moving average of the weights, which is what is
+            evaluated and exported; None for none. Early in training the average is shorter:
+            after n steps the decay is at most (1 + n) / (10 + n).
+        balance_period: optimiser steps after which the criterion is told that a period ended.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        criterion: nn.Module,
+        *,
+        make_optimizer: Callable[[nn.Module], tuple[Optimizer, LRScheduler]],
+        average_decay: float | None,
+        balance_period: int,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.criterion = criterion
+        self.make_optimizer = make_optimizer
+        self.average_decay = average_decay
+        self.balance_period = balance_period
+        self.averaged: AveragedModel | None = None
+        if average_decay is not None:
+            self.averaged = AveragedModel(
+                detector, multi_avg_fn=self._average, use_buffers=True
+            ).requires_grad_(False)
+        self._unchecked: tuple[int, Tensor, LossTerms, tuple[int, ...]] | None = None
+        self.last_parts: dict[str, Tensor] = {}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The detector whose weights count: the average where there is one."""
+        if self.averaged is None:
+            return self.detector
+        averaged: nn.Module = self.averaged.module
+        return averaged
+
+    def training_step(self, batch: TrainingBatch, _index: int) -> Tensor:
+        """Return the loss of a batch."""
+        self.require_finite()
+        terms: LossTerms = self.criterion(self.detector(batch.images), batch.targets)
+        self.last_parts = {"loss": terms.total.detach(), **terms.parts}
+        # Whether it is finite is read one step later, so that a GPU is not waited for.
+        finite = terms.total.detach().isfinite()
+        self._unchecked = (self.global_step, finite, terms, batch.ids)
+        return terms.total
+
+    def require_finite(self) -> None:
+        """Stop the run if the last loss was NaN or infinite.
+
+        Raises:
+            RunError: names the step, the parts of the loss and the images.
+        """
+        if self._unchecked is None:
+            return
+        step, finite, terms, ids = self._unchecked
+        self._unchecked = None
+        if bool(finite):
+            return
+        parts = ", ".join(f"{name} {value.item():g}" for name, value in terms.parts.items())
+        raise RunError(
+            f"the loss became {terms.total.item():g} at step {step + 1} ({parts}; images "
+            f"{', '.join(map(str, ids))}). The last checkpoint from before is kept. A lower "
+            f"learning rate (--set optimizer.lr=...) or gradient clipping (--set "
+            f"optimizer.clip=...) usually helps; look at the images as well"
+        )
+
+    def end_step(self) -> None:
+        """Do what follows an optimiser step: average the weights, end a balancing period."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.detector)
+        if self.global_step % self.balance_period == 0:
+            end: Any = self.criterion.end_period
+            end()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, and its schedule that moves with each step."""
+        learned = nn.ModuleDict({"detector": self.detector, "criterion": self.criterion})
+        optimizer, schedule = self.make_optimizer(learned)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _average(self, averages: Any, currents: Any, _count: Any) -> None:
+        assert self.average_decay is not None
+        step = self.global_step
+        decay = min(self.average_decay, (1 + step) / (10 + step))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, currents)

@@ -1,0 +1,1 @@
+"""Models: from images to predictions, and from predictions to detections."""

@@ -1,0 +1,126 @@
+"""The dense head: class logits and box codes for every prior of every level.
+
+Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017.
+Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019
+(centreness, a scale for each level).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rankdet.models.backbones import group_norm
+
+
+class HeadOutputs(NamedTuple):
+    """What a head says; priors in the order of level, row, column, shape at a place."""
+
+    logits: Tensor
+    """[B, A, C]."""
+    codes: Tensor
+    """[B, A, 4]."""
+    branches: dict[str, Tensor]
+    """Each [B, A]."""
+
+
+class DenseHead(nn.Module):
+    """Two towers of convolutions, one for classes and one for boxes, shared by all levels.
+
+    Args:
+        channels: number of channels of the feature maps, and of the towers.
+        classes: C.
+        per_place: number of priors at each place.
+        convs: number of convolutions in each tower.
+        norm: None, or ``"group"`` for group normalisation after each of them.
+        class_prior: score of all classes and places at the start, in (0, 1).
+        centreness: whether there is a branch "centreness", from the tower for boxes.
+        level_scales: whether the codes of each level are multiplied by a learned number.
+        levels: number of feature maps.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        per_place: int,
+        *,
+        convs: int = 4,
+        norm: Literal["group"] | None = None,
+        class_prior: float = 0.01,
+        centreness: bool = False,
+        level_scales: bool = False,
+        levels: int = 5,
+    ) -> None:
+        super().__init__()
+        for name, number in (("classes", classes), ("per_place", per_place), ("levels", levels)):
+            if number < 1:
+                raise ValueError(f"{name} must be 1 or more, got {number}")
+        if convs < 0:
+            raise ValueError(f"convs must be 0 or more, got {convs}")
+        if norm not in (None, "group"):
+            raise ValueError(f"norm must be None or 'group', got {norm!r}")
+        if not 0 < class_prior < 1:
+            raise ValueError(f"class_prior must be between 0 and 1, got {class_prior}")
+        self.classes, self.per_place, self.levels = classes, per_place, levels
+        self.class_tower = _tower(channels, convs, norm)
+        self.box_tower = _tower(channels, convs, norm)
+        self.to_logits = nn.Conv2d(channels, per_place * classes, 3, padding=1)
+        self.to_codes = nn.Conv2d(channels, per_place * 4, 3, padding=1)
+        self.to_centreness = nn.Conv2d(channels, per_place, 3, padding=1) if centreness else None
+        self.scales = nn.Parameter(torch.ones(levels)) if level_scales else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        assert self.to_logits.bias is not None
+        nn.init.constant_(self.to_logits.bias, math.log(class_prior / (1 - class_prior)))
+
+    @property
+    def branches(self) -> frozenset[str]:
+        """Names of the further outputs."""
+        return frozenset() if self.to_centreness is None else frozenset({"centreness"})
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
+        """Return the predictions of all levels.
+
+        Args:
+            features: a map [B, channels, H, W] for each level, finest first.
+
+        Raises:
+            ValueError: for another number of maps.
+        """
+        if len(features) != self.levels:
+            raise ValueError(f"expected {self.levels} feature maps, got {len(features)}")
+        scales = [None] * self.levels if self.scales is None else self.scales.unbind()
+        logits, codes, centreness = [], [], []
+        for feature, scale in zip(features, scales, strict=True):
+            logits.append(_by_prior(self.to_logits(self.class_tower(feature)), self.classes))
+            for_boxes = self.box_tower(feature)
+            code = _by_prior(self.to_codes(for_boxes), 4)
+            codes.append(code if scale is None else code * scale)
+            if self.to_centreness is not None:
+                centreness.append(_by_prior(self.to_centreness(for_boxes), 1))
+        branches = {"centreness": torch.cat(centreness, 1).squeeze(2)} if centreness else {}
+        return HeadOutputs(torch.cat(logits, 1), torch.cat(codes, 1), branches)
+
+
+def _tower(channels: int, convs: int, norm: str | None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(convs):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None))
+        if norm is not None:
+            layers.append(group_norm(channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _by_prior(x: Tensor, numbers: int) -> Tensor:
+    """Turn [B, per_place * numbers, H, W] into [B, H * W * per_place, numbers]."""
+    places = x.permute(0, 2, 3, 1)  # a view where x is channels_last
+    return places.reshape(x.shape[0], -1, numbers)

@@ -1,0 +1,198 @@
+"""What the rooms of the package hand to each other, with every shape documented once.
+
+B images, A priors, C classes, G ground truths of one image at most, L feature levels. Boxes are
+xyxy in pixels of the image as the detector sees it: x to the right, y downwards, width = x2 - x1.
+Everything is padded to whole tensors, so that a batch is handled without a loop over its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+# Values of `Assignment.matched` that are no index of a ground truth.
+NEGATIVE = -1
+IGNORED = -2
+
+
+class BoxCoder(Protocol):
+    """Translates boxes to the numbers a network predicts, and back; broadcasts over [..., 4]."""
+
+    def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        """Return the codes of boxes relative to priors."""
+        ...
+
+    def decode(self, priors: Tensor, codes: Tensor) -> Tensor:
+        """Return the boxes that codes stand for, xyxy in pixels."""
+        ...
+
+    def decode_relative(self, codes: Tensor) -> Tensor:
+        """Return the boxes in the prior's own frame (unit: the prior's, origin: its centre).
+
+        The IoU of two boxes of one prior is the same there as in pixels.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """Something made of tensors that moves as one."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return the same on another device."""
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return the same in page-locked memory; a data loader calls it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: object) -> Self:
+        assert callable(change)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Targets(_Tensors):
+    """Ground truth of a batch, padded to the largest number of objects in one of its images."""
+
+    boxes: Tensor
+    """[B, G, 4] floating, xyxy in pixels; zeros where padded."""
+    labels: Tensor
+    """[B, G] int64: class 0 .. C-1, or -1 where padded."""
+    crowd: Tensor
+    """[B, G] bool: a region that holds objects nobody boxed one by one; neither object nor
+    background."""
+    sizes: Tensor
+    """[B, 2] int64: height and width of each image within the padded batch, in pixels."""
+
+    @property
+    def is_object(self) -> Tensor:
+        """[B, G] bool: to be detected."""
+        return (self.labels >= 0) & ~self.crowd
+
+    @property
+    def is_crowd(self) -> Tensor:
+        """[B, G] bool: to be left alone."""
+        return (self.labels >= 0) & self.crowd
+
+    @classmethod
+    def stack(
+        cls,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        crowd: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> Targets:
+        """Pad the ground truth of single images to one batch.
+
+        Args:
+            boxes: for each image [G_b, 4], floating.
+            labels: for each image [G_b], int64.
+            crowd: for each image [G_b], bool.
+            sizes: for each image its height and width.
+
+        Returns:
+            The batch, on the device of its parts.
+        """
+        pad = torch.nn.utils.rnn.pad_sequence
+        return cls(
+            boxes=pad(list(boxes), batch_first=True),
+            labels=pad(list(labels), batch_first=True, padding_value=-1),
+            crowd=pad(list(crowd), batch_first=True),
+            sizes=torch.tensor(list(sizes), dtype=torch.int64, device=boxes[0].device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Priors(_Tensors):
+    """The places and shapes that predictions start from, of all levels in turn.
+
+    Within a level: row y (slowest), column x, then the shape at a place (fastest).
+    """
+
+    boxes: Tensor
+    """[A, 4] floating, xyxy in pixels; may reach beyond the image."""
+    counts: tuple[int, ...]
+    """L numbers of priors, finest level first; their sum is A."""
+    strides: tuple[int, ...]
+    """L strides, in pixels."""
+
+    @property
+    def centres(self) -> Tensor:
+        """[A, 2] x and y in pixels."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def inside(self, sizes: Tensor) -> Tensor:
+        """Return which priors stand on the image rather than on its padding: [B, A] bool.
+
+        A feature map covers ceil(size / stride) places; those beyond see padding alone.
+
+        Args:
+            sizes: [B, 2] int64, height and width in pixels.
+        """
+        strides = torch.tensor(self.strides, device=sizes.device)[:, None]  # [L, 1]
+        reach = -(sizes[:, None] // -strides) * strides  # [B, L, 2] height, width
+        counts = torch.tensor(self.counts, device=sizes.device)
+        total = self.boxes.shape[0]
+        reach = reach.repeat_interleave(counts, dim=1, output_size=total)  # [B, A, 2]
+        centres = self.centres
+        return (centres[:, 1] < reach[..., 0]) & (centres[:, 0] < reach[..., 1])
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a detector says of a batch, before any choice is made."""
+
+    logits: Tensor
+    """[B, A, C] class logits."""
+    codes: Tensor
+    """[B, A, 4] boxes as codes of `coder` relative to the priors."""
+    priors: Priors
+    coder: BoxCoder
+    branches: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further outputs by name, each [B, A]: "centreness" logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """Which ground truth each prior has to find."""
+
+    matched: Tensor
+    """[B, A] int64: index of a ground truth of the image (0 .. G-1), `NEGATIVE` or `IGNORED`."""
+
+
+class Assigner(Protocol):
+    """Decides who is positive; never differentiated."""
+
+    def __call__(self, priors: Priors, targets: Targets) -> Assignment:
+        """Return the assignment of a batch."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(_Tensors):
+    """What was found in one image, best first."""
+
+    boxes: Tensor
+    """[D, 4] float32, xyxy in pixels."""
+    scores: Tensor
+    """[D] float32 in [0, 1], descending."""
+    labels: Tensor
+    """[D] int64, class 0 .. C-1."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossTerms:
+    """The loss of one batch: one scalar to differentiate, and its parts for the log."""
+
+    total: Tensor
+    """0-d, float32 or float64."""
+    parts: Mapping[str, Tensor]
+    """0-d each, detached: "classification", "localisation", ... and "positives", a count."""
