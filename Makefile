@@ -1,10 +1,12 @@
 # Every verb sets itself up: on a fresh Linux machine with Python >= 3.11, git and
 # make, `make test` creates .venv, installs the pinned packages and runs.
 #
+#   make demo        train a detector on built-in images, in minutes, and look at it
 #   make test        the tests
 #   make check       formatter, linter, type checker, import ladder
 #   make bench       time the losses on this machine -> benchmarks/results/
 #   make gpu-check   what needs a GPU, in one command
+#   make demo-test   what a newcomer does: fresh clone, `make demo`, look at the AP
 #   make lock        choose the pinned versions anew -> requirements/
 #   make help        this list
 
@@ -15,7 +17,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format bench gpu-check lock clean
+.PHONY: help setup demo demo-test test check format bench gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +37,12 @@ $(READY): $(BIN)/uv requirements/dev.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+demo: $(READY)
+	$(BIN)/rankdet demo $(ARGS)
+
+demo-test:
+	bash tests/demo_test.sh $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -69,4 +77,4 @@ lock: $(BIN)/uv
 	$(UV_COMPILE) pyproject.toml --group dev --all-extras --output-file requirements/dev.lock
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) rankdet-demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

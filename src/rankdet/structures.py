@@ -138,7 +138,8 @@ class Priors(_Tensors):
             sizes: [B, 2] int64, height and width in pixels.
         """
         strides = torch.tensor(self.strides, device=sizes.device)[:, None]  # [L, 1]
-        reach = -(sizes[:, None] // -strides) * strides  # [B, L, 2] height, width
+        # A quarter of a stride less: a centre computed from corners may round to either side.
+        reach = -(sizes[:, None] // -strides) * strides - strides / 4  # [B, L, 2] height, width
         counts = torch.tensor(self.counts, device=sizes.device)
         total = self.boxes.shape[0]
         reach = reach.repeat_interleave(counts, dim=1, output_size=total)  # [B, A, 2]

@@ -195,9 +195,11 @@ def _one_process(rank: int, folder: str) -> None:
     for each in found:
         distributed.all_reduce(each)
         each /= 2
-    # A batch without objects in any process.
+    # A batch without objects in any process: nothing to divide by, the mean sum of the processes.
     empty = replace(targets, labels=torch.full_like(targets.labels, -1))
-    found.append(criterion(predictions, empty).total.detach())
+    background = criterion(predictions, empty).total.detach()
+    distributed.all_reduce(background)
+    found.append(background)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     distributed.destroy_process_group()
@@ -218,4 +220,6 @@ def test_two_processes_do_what_one_with_the_whole_batch_does(tmp_path: Path) -> 
     assert_close(total, terms.total.detach())
     assert_close(for_logits, logits)
     assert_close(for_codes, codes)
-    assert empty == 0
+    nobody = replace(head.targets, labels=torch.full_like(head.targets.labels, -1))
+    alone = DenseCriterion(MaxIoUAssigner(), FocalClassification(), IoUBox())
+    assert_close(empty, alone(head.predictions, nobody).total.detach())

@@ -169,7 +169,7 @@ def test_branches_must_be_those_that_are_trained() -> None:
         require_branches(frozenset(), {"centreness": some})
 
 
-@pytest.mark.parametrize(("count", "expected"), [(0, torch.inf), (0.3, 1), (1, 1), (7, 7)])
+@pytest.mark.parametrize(("count", "expected"), [(0, 1), (0.3, 1), (1, 1), (7, 7)])
 def test_the_normaliser_of_one_process(count: float, expected: float) -> None:
     device = torch.device("cpu")
     assert normaliser_of(count, device=device) == expected

@@ -71,7 +71,7 @@ def raw(corners: list[list[float]], image: list[int]) -> RawBoxes:
 
 def test_each_image_gets_its_boxes_in_the_order_of_the_file() -> None:
     images = [RawImage(Path(f"{i}.png"), i, 20, 10) for i in range(3)]
-    boxes = [[0, 0, 9, 9], [1, 1, 3, 4], [5, 5, 5, 5], [2, 2, 8, 8]]
+    boxes: list[list[float]] = [[0, 0, 9, 9], [1, 1, 3, 4], [5, 5, 5, 5], [2, 2, 8, 8]]
     records, problems = assemble(images, raw(boxes, [2, 0, 0, 2]))
     assert [r.labels.tolist() for r in records] == [[1], [], [0, 3]]
     assert records[0].areas.tolist() == [6.0]

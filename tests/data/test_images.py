@@ -137,7 +137,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"huge\.png: 20000 x 20000 pixels are more than the limit"):
         read_image(path)
     assert image_size(path) == (20_000, 20_000)
-    assert Image.MAX_IMAGE_PIXELS == limit
+    assert limit == Image.MAX_IMAGE_PIXELS
     with pytest.raises(DataError, match="limit of 53"):
         read_image(save(tmp_path / "a.png", Image.fromarray(PIXELS)), max_pixels=53)
 

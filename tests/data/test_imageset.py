@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
+from pycocotools.coco import COCO  # type: ignore[import-untyped]
 
 from rankdet.data.errors import DataError
 from rankdet.data.imageset import ImageSet, Problem, Record, to_coco

@@ -157,7 +157,7 @@ def test_valid_is_val_and_a_missing_test_is_passed_over(tmp_path: Path) -> None:
     text = "train: images/train\nvalid: images/val\ntest: ../test/images\nnames: [cat]\n"
     config = read_yolo_config(write(tmp_path, "", text=text))
     assert sorted(config.splits) == ["train", "val"]
-    with pytest.raises(DataError, match="val names .* where there is no image"):
+    with pytest.raises(DataError, match=r"val names .* where there is no image"):
         list_images(config, "val")
 
 

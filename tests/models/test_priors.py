@@ -31,9 +31,7 @@ CPU = torch.device("cpu")
 
 @SIZES
 @pytest.mark.parametrize("kind", KINDS)
-def test_anchors_are_those_of_mmdetection(
-    golden: Golden, kind: str, size: tuple[int, int]
-) -> None:
+def test_anchors_are_those_of_mmdetection(golden: Golden, kind: str, size: tuple[int, int]) -> None:
     data = golden(f"priors/anchors_{kind}_{size[0]}x{size[1]}.npz")
     priors = KINDS[kind](size, device=CPU, dtype=torch.float32)
     exact = KINDS[kind](size, device=CPU, dtype=torch.float64)

@@ -98,8 +98,11 @@ class ATSSAssigner:
         centres = _centres(images.priors)
         candidates, real = self._candidates(centres, _centres(boxes), images.inside, image, counts)
 
-        # Coordinates one by one, each in one piece: [4 + 2, N, K].
-        chosen = torch.cat([images.priors, centres], 1).t()[:, candidates]
+        # Coordinates one by one, each in one piece: [4 + 2, N, K]. (Here and below `index_select`,
+        # which is several times faster than an index in brackets.)
+        corners_and_centres = torch.cat([images.priors, centres], 1).t()
+        chosen = corners_and_centres.index_select(1, candidates.flatten())
+        chosen = chosen.view(6, *candidates.shape)
         overlaps = iou(boxes[:, None], chosen[:4].movedim(0, -1))
         low_x, low_y, high_x, high_y = boxes[..., None].unbind(1)  # [N, 1] each
         depth_x = torch.minimum(chosen[4] - low_x, high_x - chosen[4])
@@ -133,7 +136,7 @@ class ATSSAssigner:
         object_x, object_y = object_centres.double()[..., None].unbind(1)  # [N, 1] each
         later = torch.arange(len(x), device=x.device, dtype=x.dtype) * _LATER
         # Priors on padding are infinitely far away.
-        along = torch.where(inside, x, torch.inf)[image].sub_(object_x)  # [N, A]
+        along = torch.where(inside, x, torch.inf).index_select(0, image).sub_(object_x)  # [N, A]
         across = y - object_y
         distances = torch.addcmul(later, across, across).addcmul_(along, along)
         nearest, indices, start = [], [], 0

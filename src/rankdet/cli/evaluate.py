@@ -101,7 +101,15 @@ def run(given: argparse.Namespace) -> int:
     if given.split == "val" and not given.keep_thresholds:
         _keep_thresholds(model, result)
         voice.say(f"thresholds of this split written into {model.path}")
-    report = write_report(out, images, result, facts={"model": str(model.path)})
+    facts = {
+        "model": str(model.path),
+        "recipe": f"{model.recipe.name}: {model.recipe.description}",
+        "data": f"{given.data}, split {given.split}",
+        "steps": str(model.card.step),
+    }
+    report = write_report(
+        out, images, result, title=f"{out.parent.name} {given.split}", facts=facts
+    )
     voice.say(f"report      {report}")
     voice.say(f"detections  {out / 'detections.json'}")
     return 0

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def run_in(
     if outcome.signal is not None:
         voice.say(f"interrupted; the state is saved. Go on: rankdet train --resume {folder}")
         return 128 + outcome.signal
-    finish(folder, validation, outcome, voice)
+    finish(folder, recipe, validation, outcome, voice)
     return 0
 
 
@@ -152,23 +151,38 @@ def describe(
         )
 
 
-def finish(folder: Path, validation: ImageSet, outcome: Outcome, voice: Voice) -> None:
+def finish(
+    folder: Path, recipe: Recipe, validation: ImageSet, outcome: Outcome, voice: Voice
+) -> None:
     """Say how good the best model is, and where everything lies."""
     from rankdet.cli.reporting import write_report
 
     whole = json.loads((folder / "score.json").read_text(encoding="utf-8"))
     result = Score.from_json(whole)
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    facts = {
+        "recipe": f"{recipe.name}: {recipe.description}",
+        "data": f"{settings['data']}, split {validation.name}",
+        "training": f"{_minutes(outcome.seconds)} in the last session, on {hardware_name()}",
+        "command": settings["command"],
+        "started": settings["started"],
+    }
+    page = write_report(folder, validation, result, title=folder.name, facts=facts)
     voice.show(table(result))
-    began = time.monotonic()
-    report = write_report(folder, validation, result)
-    voice.say(
-        f"training took {_minutes(outcome.seconds)}; report written in "
-        f"{time.monotonic() - began:.0f} s"
-    )
-    voice.say(f"report    {report}")
+    voice.say(f"training took {_minutes(outcome.seconds)} on {hardware_name()}")
+    voice.say(f"report    {page}")
     voice.say(f"pictures  {folder / 'pictures'}")
     voice.say(f"model     {folder / MODEL}")
     voice.say(f"use it    rankdet predict {folder / MODEL} IMAGES --out found")
+
+
+def hardware_name() -> str:
+    """Return what computes here, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads"
 
 
 def environment() -> dict[str, Any]:

@@ -162,8 +162,8 @@ def testing_loader(recipe: Recipe, images: ImageSet, *, workers: int) -> Iterabl
 
 
 def divisor_of(recipe: Recipe) -> int:
-    """Return what the sides of a batch are padded to multiples of: the coarsest stride, 32 least."""
-    return max(32, 8 * 2 ** (recipe.model.levels - 1))
+    """Return what the sides of a batch are multiples of: the coarsest stride, at least 32."""
+    return max(32, 8 << (recipe.model.levels - 1))
 
 
 def workers_for(recipe: Recipe, hardware: Hardware) -> int:

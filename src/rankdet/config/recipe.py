@@ -196,7 +196,7 @@ class Training(Section):
     """Optimiser steps between two rows of the log."""
 
 
-class Test(Section):
+class Detecting(Section):
     """From predictions to detections."""
 
     candidates: Annotated[int, Field(ge=1, le=10**6)] = 1000
@@ -233,7 +233,7 @@ class Recipe(Section):
     """How long, and how the learning rate moves."""
     training: Training = Training()
     """How a run is done."""
-    test: Test = Test()
+    test: Detecting = Detecting()
     """From predictions to detections."""
 
     @model_validator(mode="after")

@@ -45,8 +45,8 @@ class Classification(Protocol):
         Args:
             logits: [B, A, C], floating.
             matches: who is positive, negative and ignored, and the boxes of the positives.
-            normaliser: mean number of positives of all processes, at least 1, infinite if none of
-                them has one; 0-d where a tensor.
+            normaliser: mean number of positives of all processes, at least 1; 0-d where a
+                tensor.
 
         Returns:
             0-d, float32 or float64.

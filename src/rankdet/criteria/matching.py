@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -146,8 +145,8 @@ def normaliser_of(count: float | Tensor, *, device: torch.device) -> float | Ten
     """Return the mean of a count over all processes, to divide a sum by: at least 1.
 
     With it each process's gradients, averaged over the processes, are those of one process that
-    has the whole batch. A count that is 0 in all of them gives infinity, and so a loss of 0 with
-    gradients of 0.
+    has the whole batch. Where there is no positive at all the sum stays as it is, so that a batch
+    of images without objects still teaches what background looks like.
 
     Args:
         count: a number, or a 0-d tensor on ``device``, zero or more.
@@ -158,7 +157,7 @@ def normaliser_of(count: float | Tensor, *, device: torch.device) -> float | Ten
     """
     alone = not (distributed.is_available() and distributed.is_initialized())
     if alone and not isinstance(count, Tensor):
-        return max(count, 1.0) if count > 0 else math.inf
+        return max(float(count), 1.0)
     if isinstance(count, Tensor):
         mean = count.detach().clone()
     else:
@@ -166,7 +165,7 @@ def normaliser_of(count: float | Tensor, *, device: torch.device) -> float | Ten
     if not alone:
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
-    return torch.where(mean == 0, math.inf, mean.clamp(min=1))
+    return mean.clamp(min=1)
 
 
 def _require_classes(labels: Tensor, classes: int) -> None:

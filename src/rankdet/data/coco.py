@@ -266,7 +266,7 @@ def _choose(folders: list[Path], names: list[str], listing: Listing) -> Path:
 
 def _find(folder: Path, name: str, listing: Listing) -> Path | None:
     parent, _, last = name.rpartition("/")
-    for candidate in (folder / parent, folder):
+    for candidate in (folder / parent, folder) if parent else (folder,):
         if last in listing.files(candidate):
             return candidate / last
     return None

@@ -243,8 +243,8 @@ def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
         raise DataError(
-            f"{path}: names is {content.get('names')!r}; expected a list of the class names, or a mapping from"
-            " class number to name"
+            f"{path}: names is {content.get('names')!r}; expected a list of the class"
+            " names, or a mapping from class number to name"
         )
     if not all(type(number) is int and number >= 0 for number in names):
         raise DataError(f"{path}: names has the keys {list(names)[:5]}; expected class numbers")

@@ -51,7 +51,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically; see `write_atomically`."""
-    write_atomically(path, lambda made: made.write_text(text, encoding="utf-8") and None)
+
+    def write(made: Path) -> None:
+        made.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,16 @@ class KeepState(pl.Callback):
     Args:
         path: the file.
         every: optimiser steps between two writes.
-        at_least: seconds between two writes, so that a fast run does not only write.
     """
 
-    def __init__(self, path: Path, *, every: int, at_least: float = 20.0) -> None:
+    def __init__(self, path: Path, *, every: int) -> None:
         self.path = path
         self.every = every
-        self.at_least = at_least
         self.signal: int | None = None
-        self._written = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, *_: Any, **__: Any) -> None:
         """Listen to the signals that end a run."""
-        self._written = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)
@@ -43,14 +38,9 @@ class KeepState(pl.Callback):
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, *, last: bool) -> None:
         """Write the state if it is time; call it after each optimiser step, on all processes."""
         asked = self._asked(trainer)
-        step = trainer.global_step
-        due = step % self.every == 0 and time.monotonic() - self._written >= self.at_least
-        if trainer.world_size > 1:  # all processes take part in saving, so rank 0's clock decides
-            due = bool(trainer.strategy.broadcast(due, 0)) if step % self.every == 0 else False
-        if due or last or asked:
+        if last or asked or trainer.global_step % self.every == 0:
             module.require_finite()  # a state after NaN is worth nothing
             trainer.save_checkpoint(self.path)
-            self._written = time.monotonic()
         if asked:
             trainer.should_stop = True
 

@@ -150,6 +150,7 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
+            log_every_n_steps=1,
         )
         data = _Data(parts, plan, start)
         try:
@@ -340,13 +341,14 @@ def _strategy(plan: Plan) -> Any:
     # Self-balance keeps sums in buffers, which copying those of process 0 would destroy.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(**{name: False}, gradient_as_bucket_view=True)
+    options: dict[str, Any] = {name: False}
+    return DDPStrategy(gradient_as_bucket_view=True, **options)
 
 
 def _quieten() -> None:
     """Leave out what Lightning says about itself; what matters to a user is said by us."""
     for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -33,8 +31,8 @@ _FILES = (".safetensors", ".pth", ".pt")
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return group normalisation with 32 groups, or fewer where that leaves them 4 channels.
 
-    >>> group_norm(64)
-    GroupNorm(16, 64, eps=1e-05, affine=True)
+    >>> group_norm(64).num_groups
+    16
     """
     return nn.GroupNorm(math.gcd(32, channels, channels // 4), channels)
 
@@ -192,13 +190,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"a .safetensors or .pth file, the name of weights of torchvision, or none"
         )
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError,
-        ValueError, KeyError,
-    ) as error:  # fmt: skip
+        loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    except ImportError:
+        raise
+    # Each library has its own errors for a file that is none of its kind.
+    except Exception as error:
         raise ValueError(
             f"cannot read weights from {path}: {_first_lines(error)}. It must be a complete "
             f".safetensors file, or a .pth file that holds tensors by name and nothing else"
@@ -209,6 +205,16 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"state_dict of the network alone"
         )
     return dict(loaded)
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors.torch import load_file  # a library that only such files need
+
+    return load_file(path)
+
+
+def _read_pth(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _download(name: str, weights: str) -> dict[str, Tensor]:

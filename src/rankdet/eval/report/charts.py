@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rankdet.eval.coco_ap import Floats
-from rankdet.eval.report.markup import Markup, number, significant, tag
+from rankdet.eval.report.markup import DASH, Markup, number, significant, tag
 from rankdet.eval.report.plot import (
     POINTS,
     Plot,
@@ -46,9 +46,15 @@ def precision_recall(runs: Sequence[Run], *, single: bool) -> Markup:
                 recall, precision, threshold, _ = curve.best
                 label = f"at {significant(threshold)}: {recall:.2f} / {precision:.2f}"
                 parts.append(
-                    plot.mark(recall, precision, label, class_=_style("best", place, single),
-                              below=place == 0, data_class=k)
-                )  # fmt: skip
+                    plot.mark(
+                        recall,
+                        precision,
+                        label,
+                        class_=_style("best", place, single),
+                        below=_lower(runs, k, place, 1),
+                        data_class=k,
+                    )
+                )
     tau = runs[0].score.tau
     return plot.svg(
         *parts,
@@ -78,9 +84,15 @@ def lrp_by_threshold(runs: Sequence[Run], *, single: bool) -> Markup:
             if curve.best:
                 _, _, threshold, lrp = curve.best
                 parts.append(
-                    plot.mark(threshold, lrp, threshold_text(threshold, lrp),
-                              class_=_style("best", place, single), below=place == 0, data_class=k)
-                )  # fmt: skip
+                    plot.mark(
+                        threshold,
+                        lrp,
+                        threshold_text(threshold, lrp),
+                        class_=_style("best", place, single),
+                        below=_lower(runs, k, place, 3),
+                        data_class=k,
+                    )
+                )
     return plot.svg(
         *parts,
         name="lrp-threshold",
@@ -89,12 +101,11 @@ def lrp_by_threshold(runs: Sequence[Run], *, single: bool) -> Markup:
     )
 
 
-def score_against_iou(run: Run, scale: Scale, place: int, *, single: bool) -> Markup:
+def score_against_iou(run: Run, place: int, *, single: bool) -> Markup:
     """Draw the true positives, all of them and not only those above the thresholds.
 
     Args:
         run: the run.
-        scale: of the scores, from `common_scale`.
         place: 0 for the first run, 1 for the second.
         single: there is one class.
     """
@@ -102,15 +113,19 @@ def score_against_iou(run: Run, scale: Scale, place: int, *, single: bool) -> Ma
     right = np.flatnonzero((matches.matched[0, 0] >= 0) & ~matches.ignored[0, 0])
     shown = right[:: max(1, -(-len(right) // _DOTS))]
     tau = run.score.tau
-    plot = Plot(scale, Scale(tau, 1.0), "score", "IoU with the object")
+    plot = Plot(common_scale([run]), Scale(tau, 1.0), "score", "IoU with the object")
     parts = []
     for k in range(matches.classes):
         here = shown[run.class_of[shown] == k]
         if len(here):
             parts.append(
-                plot.dots(matches.score[here], matches.iou[0, 0, here],
-                          class_=_style("dots", place, single), data_class=k)
-            )  # fmt: skip
+                plot.dots(
+                    matches.score[here],
+                    matches.iou[0, 0, here],
+                    class_=_style("dots", place, single),
+                    data_class=k,
+                )
+            )
     if len(right) >= 40:
         order = right[np.argsort(matches.score[right], kind="stable")]
         groups = np.array_split(order, 10)
@@ -150,34 +165,65 @@ def by_number(runs: Sequence[Run], key: str) -> Markup:
         label = count_label(each.low, each.high)
         parts.append(tag("text", label, x=centre, y=floor + 17, text_anchor="middle"))
         images = "image" if each.images == 1 else "images"
-        parts.append(tag("text", f"{each.images} {images}", x=centre, y=floor + 32,
-                         text_anchor="middle", class_="small"))  # fmt: skip
+        parts.append(
+            tag(
+                "text",
+                f"{each.images} {images}",
+                x=centre,
+                y=floor + 32,
+                text_anchor="middle",
+                class_="small",
+            )
+        )
         for place, run in enumerate(runs):
             value_here = _count_value(run.score.by_count, each, key)
             told.append(f"{label}: {number(value_here)}")
             x = centre + (place - len(runs) / 2) * size
             if value_here is None:
-                text = tag("text", "–", x=x + size / 2, y=floor - 5, text_anchor="middle")
+                text = tag("text", DASH, x=x + size / 2, y=floor - 5, text_anchor="middle")
                 bars.append(text)
                 continue
             tall = value_here * (floor - top)
             few = " few" if each.objects < 10 else ""
-            bars.append(tag("rect", x=x + 1, y=floor - tall, width=size - 2, height=tall, rx=2,
-                            class_=f"bar run-{place}{few}"))  # fmt: skip
-            bars.append(tag("text", f"{value_here:.2f}", x=x + size / 2, y=floor - tall - 5,
-                            text_anchor="middle", class_="value"))  # fmt: skip
+            bars.append(
+                tag(
+                    "rect",
+                    x=x + 1,
+                    y=floor - tall,
+                    width=size - 2,
+                    height=tall,
+                    rx=2,
+                    class_=f"bar run-{place}{few}",
+                )
+            )
+            bars.append(
+                tag(
+                    "text",
+                    f"{value_here:.2f}",
+                    x=x + size / 2,
+                    y=floor - tall - 5,
+                    text_anchor="middle",
+                    class_="value",
+                )
+            )
     better = "higher" if key == "AP" else "lower"
     return figure(
         tag("g", *parts, class_="axis"),
         *bars,
-        tag("text", f"objects in the image ({key}: {better} is better)", x=(left + width) // 2,
-            y=height - 6, text_anchor="middle", class_="axis-title"),
+        tag(
+            "text",
+            f"objects in the image ({key}: {better} is better)",
+            x=(left + width) // 2,
+            y=height - 6,
+            text_anchor="middle",
+            class_="axis-title",
+        ),
         name=f"by-number-{key}",
         title=f"{key} by the number of objects in an image",
         description="; ".join(told),
         width=width,
         height=height,
-    )  # fmt: skip
+    )
 
 
 def common_scale(runs: Sequence[Run]) -> Scale:
@@ -217,6 +263,15 @@ def _style(kind: str, place: int, single: bool) -> str:
 
 def _present(run: Run) -> list[Curve]:
     return [c for k, c in enumerate(run.curves) if run.matches.objects[0, k] > 0]
+
+
+def _lower(runs: Sequence[Run], k: int, place: int, at: int) -> bool:
+    """Return whether the optimum of this run lies below that of the other, or where errors do."""
+    bests = [run.curves[k].best for run in runs]
+    here, other = bests[place], bests[1 - place] if len(bests) > 1 else None
+    if here is None or other is None:
+        return at == 3
+    return here[at] < other[at] or (here[at] == other[at] and place == 0)
 
 
 def _at_recalls(curve: Curve) -> Floats:

@@ -78,7 +78,9 @@ def outcomes(
     """
     classes = matches.classes
     if len(thresholds) != classes:
-        raise ValueError(f"expected {classes} thresholds, one for each class, got {len(thresholds)}")
+        raise ValueError(
+            f"expected {classes} thresholds, one for each class, got {len(thresholds)}"
+        )
     at = matches.threshold_index(tau)
     klass = np.repeat(np.arange(classes), np.diff(matches.starts))
     least = np.array([np.inf if t is None else t for t in thresholds], dtype=np.float64)
@@ -125,7 +127,7 @@ def outcomes(
     rows = np.where(about, np.append(instances.gt_class, classes)[truth], classes)
     np.add.at(table, (rows, klass[kept]), 1)
     missed = sought & ~found & (taken_for < 0)
-    np.add.at(table, (instances.gt_class[missed], classes), 1)
+    table[:classes, classes] = np.bincount(instances.gt_class[missed], minlength=classes)
     return Outcomes(kept, kind, truth, iou, found, taken_for, sought, table)
 
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable
 from html import escape
 
+DASH = "\N{EN DASH}"
+"""Stands where there is no number."""
+
 _VOID = {"image", "link", "meta", "path", "rect", "circle", "line", "use", "col"}
 
 
@@ -45,7 +48,7 @@ def join(parts: Iterable[str]) -> Markup:
 
 def number(value: float | None) -> str:
     """Return a number in [0, 1] with three decimals; a dash for None and NaN."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+    return DASH if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def significant(value: float | None) -> str:
@@ -53,25 +56,20 @@ def significant(value: float | None) -> str:
 
     Example:
         >>> significant(0.02), significant(0.00012345), significant(1200.0), significant(None)
-        ('0.0200', '0.000123', '1200', '–')
+        ('0.0200', '0.000123', '1200', '\N{EN DASH}')
     """
     if value is None or not math.isfinite(value):
-        return "–"
+        return DASH
     if value == 0 or 1e-5 <= abs(value) < 1e6:
         digits = 2 if value == 0 else 2 - math.floor(math.log10(abs(value)))
         return f"{value:.{max(digits, 0)}f}"
     return f"{value:.2e}"
 
 
-def signed(value: float) -> str:
-    """Return a difference with its sign, a true minus, and three decimals."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
 def percent(part: int, whole: int) -> str:
     """Return a share without decimals, with one below 10 %."""
     if not whole:
-        return "–"
+        return DASH
     share = 100 * part / whole
     return f"{share:.1f} %" if 0 < share < 9.95 else f"{share:.0f} %"
 

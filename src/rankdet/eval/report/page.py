@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankdet import __version__
-from rankdet.eval.report import charts, gallery, tables
+from rankdet.eval.report import charts, confusion_tables, gallery, tables
 from rankdet.eval.report.markup import Markup, join, significant, tag
 from rankdet.eval.report.plot import legend
 from rankdet.eval.report.runs import Run, RunForReport, analyse
@@ -25,6 +26,8 @@ _BOXES = (
     ("box-missed", "missed object"),
     ("box-object", "object (ground truth)"),
 )
+# With more classes than this their lines are drawn faintly, without marks until one is chosen.
+_MANY = 12
 _ERRORS = (("off", "boxes off"), ("alarm", "false alarms"), ("missed", "missed objects"))
 
 
@@ -72,8 +75,11 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
     # A lone half of a surrogate pair, possible in JSON, has no UTF-8.
-    unfinished.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def page(
@@ -113,7 +119,7 @@ def page(
         script=script,
         script_hash=digest,
         filter=Markup("") if single else choice,
-        state="filtered" if single else "",
+        state="filtered" if single else "many" if len(names) > _MANY else "",
         verdict=tables.verdict(runs),
         facts=tables.facts_table(facts),
         sections=join(sections),
@@ -154,12 +160,11 @@ def _pictures(runs: Sequence[Run], images: gallery.ImageReader) -> Markup:
 def _classes(runs: Sequence[Run], single: bool) -> Markup:
     blocks = []
     for run in runs:
-        lines = [f"  {_json(each.name)}: {'null' if each.threshold is None else each.threshold!r}"
-                 for each in run.score.per_class]  # fmt: skip
         name = f" of {run.name}" if len(runs) > 1 else ""
-        text = "{\n" + ",\n".join(lines) + "\n}"
-        blocks.append(tag("details", tag("summary", f"All thresholds{name} as JSON"),
-                          tag("pre", text)))  # fmt: skip
+        text = json.dumps(run.score.thresholds, indent=2, ensure_ascii=False)
+        blocks.append(
+            tag("details", tag("summary", f"All thresholds{name} as JSON"), tag("pre", text))
+        )
     return _section(
         "classes",
         "Classes and their thresholds",
@@ -179,8 +184,12 @@ def _curves(runs: Sequence[Run], single: bool) -> Markup:
         "Finding more, or being right more often",
         "Lowering the threshold finds more objects (recall) and lets more false alarms in "
         "(precision). Rings mark the recommended threshold of each class."
-        + ("" if single else " The bold line is the mean over classes; on the right it shows what "
-           "one threshold for all classes would give. Choose a class above to see it alone."),
+        + (
+            ""
+            if single
+            else " The bold line is the mean over classes; on the right it shows what "
+            "one threshold for all classes would give. Choose a class above to see it alone."
+        ),
         charts.run_legend(runs, *lines),
         tag(
             "div",
@@ -188,14 +197,13 @@ def _curves(runs: Sequence[Run], single: bool) -> Markup:
             _figure(charts.lrp_by_threshold(runs, single=single), "LRP error against threshold"),
             class_="charts",
         ),
-    )  # fmt: skip
+    )
 
 
 def _correlation(runs: Sequence[Run], single: bool) -> Markup:
-    scale = charts.common_scale(runs)
     figures = [
         _figure(
-            charts.score_against_iou(run, scale, place, single=single),
+            charts.score_against_iou(run, place, single=single),
             f"{run.name}. {tables.correlation_text(run)}",
         )
         for place, run in enumerate(runs)
@@ -228,6 +236,7 @@ def _by_number(runs: Sequence[Run]) -> Markup:
         f"Pale bars rest on fewer than {tables.FEW} objects.",
         charts.run_legend(runs),
         *shown,
+        tag("h3", "By the size of the object"),
         tables.size_table(runs),
     )
 
@@ -238,8 +247,8 @@ def _confusions(runs: Sequence[Run], single: bool) -> Markup:
         if len(runs) > 1:
             parts.append(tag("h3", run.name, class_=f"name run-{place}"))
         if not single:
-            parts.append(tables.confusion_table(run))
-        parts.append(tables.outcome_table(run, single=single))
+            parts.append(confusion_tables.confusion_table(run))
+        parts.append(confusion_tables.outcome_table(run, single=single))
     return _section(
         "confusions",
         "What is taken for what",
@@ -277,7 +286,7 @@ def _about(runs: Sequence[Run]) -> Markup:
     lines = (
         "AP follows COCO: mean over classes, 101 recalls and ten IoUs from .50 to .95, with at "
         "most 100 boxes for each image and class.",
-        f"LRP at a threshold = (Σ (1 − IoU) / {significant(1 - score.tau)} over right boxes + "
+        f"LRP at a threshold = (Σ (1 - IoU) / {significant(1 - score.tau)} over right boxes + "
         "false alarms + missed objects) / (right boxes + false alarms + missed objects), a box "
         f"being right from an IoU of {score.tau:g} on. oLRP is its smallest value over all "
         "thresholds.",
@@ -299,9 +308,3 @@ def _figure(chart: Markup, caption: str) -> Markup:
 
 def _file(name: str) -> str:
     return resources.files("rankdet.eval.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _json(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Floats
+from rankdet.eval.coco_ap import Floats, Ints
 from rankdet.eval.report.markup import Markup, significant, tag
 
 POINTS = 200
@@ -95,17 +95,13 @@ class Plot:
         down = _HEIGHT - _BOTTOM - self.y(y) * (_HEIGHT - _TOP - _BOTTOM)
         return across, down
 
-    def line(
-        self, x: Floats, y: Floats, *, class_: str, data_class: int | None = None
-    ) -> Markup:
+    def line(self, x: Floats, y: Floats, *, class_: str, data_class: int | None = None) -> Markup:
         """Return a line, thinned to what can be seen."""
         across, down = self.place(x, y)
         keep = thin(across, down)
         return tag("path", d=path(across[keep], down[keep]), class_=class_, data_class=data_class)
 
-    def dots(
-        self, x: Floats, y: Floats, *, class_: str, data_class: int | None = None
-    ) -> Markup:
+    def dots(self, x: Floats, y: Floats, *, class_: str, data_class: int | None = None) -> Markup:
         """Return round dots as one path: the width of its stroke is that of the dots."""
         across, down = self.place(x, y)
         d = "".join(f"M{_short(a)} {_short(b)}h0" for a, b in zip(across, down, strict=True))
@@ -142,9 +138,14 @@ class Plot:
             description: what is to be seen in it.
         """
         return figure(
-            *self._frame(), *inside, name=name, title=title, description=description,
-            width=_WIDTH, height=_HEIGHT,
-        )  # fmt: skip
+            *self._frame(),
+            *inside,
+            name=name,
+            title=title,
+            description=description,
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
 
     def _frame(self) -> list[Markup]:
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
@@ -160,11 +161,24 @@ class Plot:
         middle = (_TOP + bottom) // 2
         return [
             tag("g", *parts, class_="axis"),
-            tag("text", self.x_title, x=(_LEFT + right) // 2, y=_HEIGHT - 8,
-                text_anchor="middle", class_="axis-title"),
-            tag("text", self.y_title, x=12, y=middle, text_anchor="middle", class_="axis-title",
-                transform=f"rotate(-90 12 {middle})"),
-        ]  # fmt: skip
+            tag(
+                "text",
+                self.x_title,
+                x=(_LEFT + right) // 2,
+                y=_HEIGHT - 8,
+                text_anchor="middle",
+                class_="axis-title",
+            ),
+            tag(
+                "text",
+                self.y_title,
+                x=12,
+                y=middle,
+                text_anchor="middle",
+                class_="axis-title",
+                transform=f"rotate(-90 12 {middle})",
+            ),
+        ]
 
 
 def figure(
@@ -198,14 +212,14 @@ def path(x: Floats, y: Floats) -> str:
     return f"M{_pair(across[0], down[0])}" + "".join(f"l{step}" for step in steps)
 
 
-def thin(x: Floats, y: Floats, most: int = POINTS) -> Floats:
+def thin(x: Floats, y: Floats, most: int = POINTS) -> Ints:
     """Return the places of at most so many points that keep the shape of a line.
 
     The line is cut into equal stretches of its length, as drawn; from each the first, lowest and
     highest point stay, and the very last one.
     """
     if len(x) <= most:
-        return np.arange(len(x), dtype=np.int64)  # type: ignore[return-value]
+        return np.arange(len(x), dtype=np.int64)
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     stretches = (most - 1) // 3
     bounds = np.searchsorted(length, np.linspace(0, length[-1], stretches + 1)[:-1])
@@ -214,7 +228,7 @@ def thin(x: Floats, y: Floats, most: int = POINTS) -> Floats:
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         part = y[start:stop]
         keep |= {start, start + int(part.argmin()), start + int(part.argmax())}
-    return np.array(sorted(keep))
+    return np.array(sorted(keep), dtype=np.int64)
 
 
 def legend(names: Sequence[tuple[str, str]]) -> Markup:
