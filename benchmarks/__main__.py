@@ -3,6 +3,7 @@
 Examples:
     python -m benchmarks                    the whole table and both plots, some minutes
     python -m benchmarks --only losses      the table alone
+    python -m benchmarks --only steps       whole training steps of the demonstration
     python -m benchmarks --quick --out /tmp/rows   a glance, not kept with the project
 """
 
@@ -27,6 +28,15 @@ def table(device: str, seconds: float, out: Path, quick: bool) -> None:
     for row in losses.rows(which, device=device, seconds=seconds):
         results.append(out / f"losses-{device}.csv", [row])
         print(results.show(row), flush=True)
+
+
+def steps(device: str, seconds: float, out: Path, quick: bool) -> None:
+    from benchmarks import training_step
+
+    del quick
+    for row in training_step.rows(device=device, seconds=seconds):
+        results.append(out / f"steps-{device}.csv", [row])
+        print(training_step.show(row), flush=True)
 
 
 def growth(device: str, seconds: float, out: Path, quick: bool) -> None:
@@ -54,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", choices=["losses", "growth"], help="one part instead of both")
+    parser.add_argument(
+        "--only", choices=["losses", "growth", "steps"], help="one part instead of all"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=10.0, help="time spent on each case")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder for the rows")
@@ -66,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = 0.5 if options.quick else options.seconds
     losses.check(options.device)
     print("equal to the reference and to the loop over positives; timing now", flush=True)
-    for name, part in (("losses", table), ("growth", growth)):
+    for name, part in (("losses", table), ("growth", growth), ("steps", steps)):
         if options.only in (None, name):
             part(options.device, seconds, options.out, options.quick)
     print(f"rows are in {options.out}")

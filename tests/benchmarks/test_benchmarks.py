@@ -10,7 +10,7 @@ import torch
 from conftest import GoldenReader
 
 from benchmarks import __main__ as bench
-from benchmarks import cases, gpu_check, measure, results
+from benchmarks import cases, gpu_check, measure, results, training_step
 from benchmarks.published_loop import alrp_loop
 
 
@@ -87,3 +87,20 @@ def test_the_gpu_check_itself_runs(tmp_path: Path) -> None:
     summary = (tmp_path / "gpu-check-cpu.txt").read_text()
     assert summary.count("passed") == 3
     assert len(results.read(tmp_path / "losses-cpu.csv")) == 8
+
+
+def test_training_steps_are_timed_in_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "BATCHES", 2)
+    monkeypatch.setattr(training_step, "LEAST_ROUNDS", 2)
+    arguments = ["--only", "steps", "--seconds", "0", "--out", str(tmp_path)]
+    assert bench.main(arguments) == 0
+    rows = results.read(tmp_path / "steps-cpu.csv")
+    assert [row["loss"] for row in rows] == list(training_step.LOSSES)
+    assert float(rows[0]["ratio"]) == 1
+    for row in rows:
+        parts = sum(float(row[f"{part}_ms"]) for part in training_step.PARTS)
+        assert parts == pytest.approx(float(row["step_ms"]), rel=0.5)
+        assert row["commit"]
+    assert "ms/step" in capsys.readouterr().out

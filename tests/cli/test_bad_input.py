@@ -1,0 +1,136 @@
+"""Faulty data end with a message that names them, a code that is not 0, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from short_runs import settings
+
+from rankdet.cli.main import main
+
+
+def _annotations(folder: Path) -> Path:
+    return folder / "annotations" / "train.json"
+
+
+def _edit(folder: Path, change: Callable[[dict[str, list[dict[str, object]]]], object]) -> None:
+    content = json.loads(_annotations(folder).read_text())
+    change(content)
+    _annotations(folder).write_text(json.dumps(content))
+
+
+def cut_off(folder: Path) -> str:
+    text = _annotations(folder).read_text()
+    _annotations(folder).write_text(text[: len(text) // 2])
+    return "train.json"
+
+
+def no_annotations(folder: Path) -> str:
+    shutil.rmtree(folder / "annotations")
+    return "annotations"
+
+
+def unknown_category(folder: Path) -> str:
+    _edit(folder, lambda content: content["annotations"][3].update(category_id=99))
+    return "99"
+
+
+def missing_images(folder: Path) -> str:
+    for path in (folder / "images").glob("train*"):
+        path.unlink()
+    return "train_0000"
+
+
+def corners_for_sizes(folder: Path) -> str:
+    def change(content: dict[str, list[dict[str, object]]]) -> None:
+        for entry in content["annotations"]:
+            x, y, width, height = entry["bbox"]  # type: ignore[misc]
+            entry["bbox"] = [x, y, x + width, y + height]
+
+    _edit(folder, change)
+    return "xyxy"
+
+
+def no_boxes_at_all(folder: Path) -> str:
+    _edit(folder, lambda content: content.update(annotations=[]))
+    return "no boxes"
+
+
+def not_an_image(folder: Path) -> str:
+    for path in (folder / "images").glob("train*"):
+        path.write_bytes(path.read_bytes()[:60])
+    return "train_0000"
+
+
+FAULTS = (cut_off, no_annotations, unknown_category, missing_images, corners_for_sizes,
+          no_boxes_at_all, not_an_image)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_data_are_named(
+    fault: Callable[[Path], str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digits, folder)
+    said = fault(folder)
+    arguments = ["train", "--data", str(folder), "--recipe", "demo", "--out", str(out)]
+    assert main([*arguments, *settings()]) == 1
+    assert said.lower() in capsys.readouterr().err.replace("\n", "").lower()
+    assert not (out / "best.safetensors").exists()
+
+
+def test_single_bad_boxes_are_left_out_and_reported(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(digits, folder)
+
+    def change(content: dict[str, list[dict[str, object]]]) -> None:
+        boxes = content["annotations"]
+        boxes[0]["bbox"] = [1, 1, 0, 5]
+        boxes[1]["bbox"] = [200, 200, 5, 5]
+        boxes[2]["bbox"] = [None, 1, 5, 5]
+        content["images"][0]["file_name"] = "gone.png"
+
+    _edit(folder, change)
+    assert main(["data", "check", str(folder), "--images", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "Problems in train" in said
+    assert "gone.png" in said.replace("\n", "")
+
+
+def test_a_folder_that_must_not_be_written_to(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["train", "--data", str(digits), "--recipe", "demo"]
+    assert main([*arguments, "--out", str(tmp_path / "file" / "run"), *settings()]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_what_is_there_is_not_overwritten(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    arguments = ["train", "--data", str(digits), "--recipe", "demo", "--out", str(tmp_path)]
+    assert main([*arguments, *settings()]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_truncated_state_is_refused(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(digits), "--recipe", "demo", "--out", str(out)]
+    assert main([*arguments, *settings("schedule.steps=2")]) == 0
+    state = out / "last.ckpt"
+    state.write_bytes(state.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(["train", "--resume", str(out)]) == 1
+    assert "last.ckpt" in capsys.readouterr().err
+    assert (out / "best.safetensors").is_file()
