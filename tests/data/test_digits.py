@@ -16,13 +16,13 @@ from rankdet.data.errors import DataError
 
 # SHA-256 of pixels, by split, index, size and seed; and of all boxes and labels of the fixture.
 PIXELS = {
-    ("train", 0, 128, 0): "38e9452f94389c16",
-    ("train", 4, 128, 0): "e8b84fe1b7a9171d",
-    ("val", 7, 128, 0): "1c62bbe86937dd46",
-    ("val", 1, 64, 3): "832f5977127ef490",
-    ("train", 2, 320, 2**40): "4922d7cfce5ce3f5",
+    ("train", 0, 128, 0): "34b81f33aedeeb23",
+    ("train", 4, 128, 0): "64f9ad6e1caee69b",
+    ("val", 7, 128, 0): "9aa00dda4df543f5",
+    ("val", 1, 64, 3): "370f1e2efaf8dbfb",
+    ("train", 2, 320, 2**40): "e3d416614ca88047",
 }
-BOXES = "8e8add4f2a6ce49a94f29738c394c9d6980d2229bbfe152405f65427254ffa3c"
+BOXES = "4ef66947535db9faa1463d6289ddbd463202a36be81a2ce06ef314eb198db354"
 
 
 @pytest.fixture(scope="module")

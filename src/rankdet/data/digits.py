@@ -36,9 +36,9 @@ SPLITS = ("train", "val")
 
 # Counts of objects: (share of the images in tenths, fewest, most, largest height). The bins are
 # those in which results are reported; what has many objects has small ones, or they do not fit.
-_COUNTS = ((3, 1, 3, 64), (3, 4, 10, 50), (2, 11, 20, 30), (2, 21, 25, 23))
-# Heights in pixels of an image of 128, about evenly spread on a logarithmic scale.
-_HEIGHTS = (12, 13, 14, 15, 17, 19, 21, 23, 26, 29, 32, 36, 40, 45, 50, 57, 64)
+_COUNTS = ((3, 1, 3, 64), (3, 4, 10, 56), (2, 11, 20, 40), (2, 21, 25, 28))
+# Heights in pixels of an image of 128, evenly spread.
+_HEIGHTS = tuple(range(12, 65, 4))
 _MIN_CONTRAST = 50
 # 65536 sin(d°) and cos(d°) for d = 0 .. 15, rounded.
 _SIN = (0, 1144, 2287, 3430, 4572, 5712, 6850, 7987, 9121, 10252, 11380, 12505, 13626, 14742,
@@ -309,7 +309,7 @@ def _arrange(
     boxes = np.zeros((0, 4), np.int64)
     for height in sorted(chosen, reverse=True):
         # A smaller digit where a large one finds no place.
-        for wanted in (height, height * 3 // 4, 12):
+        for wanted in (height, height * 3 // 4, height // 2, 12):
             glyph = _glyph(sources, split, max(wanted, 12) * size // 128, draw)
             place = _free_place(boxes, glyph, size, draw)
             if place is not None:
