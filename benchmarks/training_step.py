@@ -19,8 +19,8 @@ from torch import nn
 from benchmarks.measure import origin
 from rankdet.config.build import build_augment, build_criterion, build_detector, build_optimizer
 from rankdet.config.load import load_recipe
+from rankdet.data.batches import Batch, Sample, collate
 from rankdet.data.digits import generate
-from rankdet.data.loader import Batch, Sample, collate
 
 # Names, and what they change in the recipe; the first is the rival.
 LOSSES = {
@@ -57,7 +57,7 @@ class Rival:
         """Build it from the demonstration's recipe with changes."""
         recipe = load_recipe("demo", changes)
         torch.manual_seed(0)
-        detector = build_detector(recipe, 10).to(device, memory_format=torch.channels_last)
+        detector = build_detector(recipe, 10).to(device).to(memory_format=torch.channels_last)
         criterion = build_criterion(recipe).to(device)
         learned = nn.ModuleDict({"detector": detector, "criterion": criterion})
         return cls(detector, criterion, build_optimizer(recipe, learned))

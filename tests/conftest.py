@@ -54,7 +54,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with 16 + 6 images of the built-in data set, of 64 x 64 pixels."""
-    from rankdet.data.digits import write_digits
+    from rankdet.data.digits_files import write_digits
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     write_digits(folder, train=16, val=6, size=64)

@@ -53,9 +53,7 @@ class _Tensors:
     def _each(self, change: object) -> Self:
         assert callable(change)
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)}
-        )
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from short_runs import settings
@@ -17,7 +18,7 @@ def _annotations(folder: Path) -> Path:
     return folder / "annotations" / "train.json"
 
 
-def _edit(folder: Path, change: Callable[[dict[str, list[dict[str, object]]]], object]) -> None:
+def _edit(folder: Path, change: Callable[[dict[str, list[dict[str, Any]]]], object]) -> None:
     content = json.loads(_annotations(folder).read_text())
     change(content)
     _annotations(folder).write_text(json.dumps(content))
@@ -46,9 +47,9 @@ def missing_images(folder: Path) -> str:
 
 
 def corners_for_sizes(folder: Path) -> str:
-    def change(content: dict[str, list[dict[str, object]]]) -> None:
+    def change(content: dict[str, list[dict[str, Any]]]) -> None:
         for entry in content["annotations"]:
-            x, y, width, height = entry["bbox"]  # type: ignore[misc]
+            x, y, width, height = entry["bbox"]
             entry["bbox"] = [x, y, x + width, y + height]
 
     _edit(folder, change)
@@ -89,7 +90,7 @@ def test_single_bad_boxes_are_left_out_and_reported(
     folder = tmp_path / "data"
     shutil.copytree(digits, folder)
 
-    def change(content: dict[str, list[dict[str, object]]]) -> None:
+    def change(content: dict[str, list[dict[str, Any]]]) -> None:
         boxes = content["annotations"]
         boxes[0]["bbox"] = [1, 1, 0, 5]
         boxes[1]["bbox"] = [200, 200, 5, 5]

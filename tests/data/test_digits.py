@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from rankdet.data import digits
-from rankdet.data.digits import DigitsImage, generate, write_digits
+from rankdet.data.digits import DigitsImage, generate
+from rankdet.data.digits_files import write_digits
 from rankdet.data.errors import DataError
 
 # SHA-256 of pixels, by split, index, size and seed; and of all boxes and labels of the fixture.

@@ -15,17 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from rankdet.data import loader as loading
+from rankdet.data.batches import Batch, Sample, TestBatch, collate
 from rankdet.data.errors import DataError
 from rankdet.data.images import read_image_as
 from rankdet.data.imageset import ImageSet, Record
-from rankdet.data.loader import (
-    Batch,
-    TestBatch,
-    TestSet,
-    TrainingSet,
-    collate,
-    explain_worker_death,
-)
+from rankdet.data.loader import TestSet, TrainingSet, explain_worker_death
 from rankdet.data.sampling import StepSampler
 from rankdet.data.transforms import (
     MEAN_COLOUR,
@@ -163,11 +157,11 @@ def test_an_epoch_has_each_image_once(images: ImageSet) -> None:
 
 
 def test_collate_pads_with_the_mean_and_counts_objects() -> None:
-    def sample(number: int, height: int, width: int, objects: int) -> loading.Sample:
+    def sample(number: int, height: int, width: int, objects: int) -> Sample:
         boxes = torch.tensor([[0.0, 0.0, 2.0, 3.0]]).repeat(objects, 1)
         image = torch.full((3, height, width), number, dtype=torch.uint8)
         labels = torch.arange(objects)
-        return loading.Sample(Example(image, boxes, labels, labels == 1, (height, width)), number)
+        return Sample(Example(image, boxes, labels, labels == 1, (height, width)), number)
 
     batch = collate([sample(7, 20, 35, 2), sample(9, 33, 10, 0)], divisor=16)
     assert batch.images.shape == (2, 3, 48, 48)

@@ -94,7 +94,7 @@ def make_digits(
     """Make the built-in data set with a progress bar."""
     from rich.progress import Progress
 
-    from rankdet.data.digits import write_digits
+    from rankdet.data.digits_files import write_digits
 
     with Progress(console=voice.console, transient=True) as progress:
         task = progress.add_task("drawing digits", total=train + val)

@@ -19,6 +19,7 @@ from rankdet.config.load import dump, load_recipe
 from rankdet.config.recipe import Recipe
 from rankdet.data.discover import DataFolder
 from rankdet.data.imageset import ImageSet
+from rankdet.data.loader import explain_worker_death
 from rankdet.data.split import hold_out
 from rankdet.engine.files import RunError, write_json, write_text
 from rankdet.engine.trainer import MODEL, STATE, Outcome, Plan, train
@@ -96,7 +97,14 @@ def run_in(
         os.environ[_FOLDER] = str(folder)
     elif resume:
         resume = (folder / STATE).is_file()
-    outcome = train(folder, parts, plan, console=voice.console, resume=resume)
+    try:
+        outcome = train(folder, parts, plan, console=voice.console, resume=resume)
+    except RuntimeError as fault:
+        # A process of the data loader that dies is noticed wherever the program is just then.
+        explained = explain_worker_death(fault)
+        if explained is None:
+            raise
+        raise explained from fault
     if voice.quiet:
         return 0
     if outcome.signal is not None:

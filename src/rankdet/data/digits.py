@@ -16,19 +16,14 @@ photographs is left to Pillow; `digits.json` holds a hash of what it returned.)
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain, count
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from rankdet.data.errors import DataError
 from rankdet.data.sampling import random_bits
 
 CLASSES = tuple("0123456789")
@@ -49,8 +44,6 @@ _UP = 8  # each digit is enlarged so many times, once and smoothly, before it is
 _SIDE = 10 * _UP  # of an enlarged digit: 8 pixels and an empty one on each side
 _INK = 96  # from here on, of 256, a pixel counts as ink
 _GREY = np.array([77, 150, 29], np.int32)  # 256 x the shares of red, green and blue in grey
-_VERSION = 1
-_MAKER = "rankdet data digits"
 
 
 class DigitsImage(NamedTuple):
@@ -85,7 +78,7 @@ def generate(split: str, index: int, *, size: int = 128, seed: int = 0) -> Digit
     Raises:
         ValueError: a setting is out of its range.
     """
-    _check_settings(size=size, seed=seed)
+    check_settings(size=size, seed=seed)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     sources = _sources()
@@ -116,71 +109,6 @@ def generate(split: str, index: int, *, size: int = 128, seed: int = 0) -> Digit
         labels=sources.labels[which],
         sources=which,
     )
-
-
-def write_digits(
-    out: Path,
-    *,
-    train: int = 4000,
-    val: int = 300,
-    size: int = 128,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> bool:
-    """Write the data set in COCO's layout, whole or not at all.
-
-    ``annotations/train.json``, ``annotations/val.json``, ``images/*.png``, and ``digits.json``
-    with the settings. A folder that already holds the set with these settings is left as it is; an
-    earlier set with other settings is replaced. The set is built in ``out`` + ``.partial`` first.
-
-    Args:
-        out: folder to write to; need not exist.
-        train: number of training images, 1 or more.
-        val: number of validation images, 1 or more.
-        size: side of the images in pixels, 64 .. 1024.
-        seed: 0 or more.
-        overwrite: put the set into a folder that holds something else. What is called like a part
-            of the set is replaced there, everything else stays.
-        progress: called with the number of images done and their total, after each.
-
-    Returns:
-        Whether the set was written; False where it was there already.
-
-    Raises:
-        ValueError: a setting is out of its range.
-        DataError: ``out`` holds something else, or cannot be written to.
-    """
-    _check_settings(size=size, seed=seed)
-    for name, images in (("train", train), ("val", val)):
-        if images < 1:
-            raise ValueError(f"{name} must be at least 1, got {images}")
-    settings = {"train": train, "val": val, "size": size, "seed": seed}
-    marker = {"made_by": _MAKER, "version": _VERSION, **settings, "sources": _sources().digest}
-    if _is_complete(out, marker):
-        return False
-    partial = out.with_name(out.name + ".partial")
-    for folder, allowed in ((out, overwrite), (partial, False)):
-        _refuse_foreign(folder, allowed)
-    try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        try:
-            _write_json(partial / "digits.json", {**marker, "complete": False})
-            _fill(partial, settings, progress)
-            _write_json(partial / "digits.json", {**marker, "complete": True})
-            _move(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as fault:
-        raise DataError(
-            f"{out}: the digits cannot be written ({fault}); they need about"
-            f" {(train + val) * size * size * 3 // 1_000_000 + 1} MB. Make room, or name another"
-            " folder"
-        ) from fault
-    return True
 
 
 class _Sources(NamedTuple):
@@ -414,106 +342,14 @@ def _blurred(canvas: NDArray[np.int32]) -> NDArray[np.int32]:
     return both
 
 
-def _check_settings(*, size: int, seed: int) -> None:
+def sources_digest() -> str:
+    """Return a hash of the digits and photographs as they were decoded here."""
+    return _sources().digest
+
+
+def check_settings(*, size: int, seed: int) -> None:
+    """Raise `ValueError` for a size beyond 64 .. 1024, or a negative seed."""
     if not 64 <= size <= 1024:
         raise ValueError(f"size must be in 64 .. 1024, got {size}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-
-
-def _fill(
-    folder: Path, settings: dict[str, int], progress: Callable[[int, int], None] | None
-) -> None:
-    """Write images and annotations of both splits."""
-    (folder / "images").mkdir()
-    (folder / "annotations").mkdir()
-    size, done, total = settings["size"], 0, settings["train"] + settings["val"]
-    for split in SPLITS:
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(settings[split]):
-            drawn = generate(split, index, size=size, seed=settings["seed"])
-            name = f"{split}_{index:06}.png"
-            # Noise hardly packs: more effort takes time and saves little.
-            Image.fromarray(drawn.image).save(folder / "images" / name, compress_level=1)
-            images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
-            for box, label in zip(drawn.boxes.tolist(), drawn.labels.tolist(), strict=True):
-                x0, y0, x1, y1 = (int(side) for side in box)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": label + 1,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": (x1 - x0) * (y1 - y0),
-                        "iscrowd": 0,
-                    }
-                )
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        content = {
-            "info": {"description": f"handwritten digits on photographs, {_MAKER}"},
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
-        }
-        _write_json(folder / "annotations" / f"{split}.json", content)
-
-
-def _is_complete(out: Path, marker: dict[str, Any]) -> bool:
-    """Whether a folder holds the whole set with these settings."""
-    if _marker(out) != {**marker, "complete": True}:
-        return False
-    names = {path.name for path in (out / "images").glob("*.png")}
-    return all((out / "annotations" / f"{split}.json").is_file() for split in SPLITS) and all(
-        f"{split}_{index:06}.png" in names for split in SPLITS for index in range(marker[split])
-    )
-
-
-def _marker(folder: Path) -> dict[str, Any] | None:
-    """What `digits.json` of a folder says, if there is one of ours."""
-    try:
-        content = json.loads((folder / "digits.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    ours = isinstance(content, dict) and content.get("made_by") == _MAKER
-    return content if ours else None
-
-
-def _refuse_foreign(folder: Path, allowed: bool) -> None:
-    """Raise if there is something that was not made here."""
-    try:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return
-    except OSError as fault:
-        raise DataError(f"{folder}: cannot be read ({fault}); name another folder") from fault
-    if not folder.is_dir():
-        raise DataError(f"{folder}: this is a file; name a folder for the digits")
-    if _marker(folder) is None and not allowed:
-        raise DataError(
-            f"{folder}: the folder holds something that `{_MAKER}` did not make; name another"
-            " folder, or overwrite what is there"
-        )
-
-
-def _move(partial: Path, out: Path) -> None:
-    """Put a finished set in its place; what else lies there stays."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    # Until the last step the folder says itself that it is not complete.
-    _write_json(out / "digits.json", {"made_by": _MAKER, "complete": False})
-    for name in ("annotations", "images"):
-        old = out / name
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-        (partial / name).rename(old)
-    (partial / "digits.json").replace(out / "digits.json")
-    partial.rmdir()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
