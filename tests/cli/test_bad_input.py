@@ -53,12 +53,12 @@ def corners_for_sizes(folder: Path) -> str:
             entry["bbox"] = [x, y, x + width, y + height]
 
     _edit(folder, change)
-    return "xyxy"
+    return "COCO wants [x1, y1, x2 - x1, y2 - y1]"
 
 
 def no_boxes_at_all(folder: Path) -> str:
     _edit(folder, lambda content: content.update(annotations=[]))
-    return "no boxes"
+    return "nothing to learn"
 
 
 def not_an_image(folder: Path) -> str:

@@ -112,6 +112,8 @@ def load(path: Path, device: str) -> Model:
     Raises:
         RunError: the file is no model of ours, or does not fit its own recipe.
     """
+    import torch
+
     from rankdet.config.build import build_detector
     from rankdet.config.load import parse_recipe
     from rankdet.engine.checkpoint import load_model, load_weights
@@ -122,6 +124,8 @@ def load(path: Path, device: str) -> Model:
     recipe = parse_recipe(card.recipe, source=str(path), overrides=["model.weights=null"])
     detector = build_detector(recipe, len(card.classes))
     load_weights(detector, weights, path)
+    if recipe.training.channels_last:  # as it was evaluated, to the last digit
+        detector = detector.to(memory_format=torch.channels_last)
     return Model(detector.to(device).eval(), card, recipe, path)
 
 

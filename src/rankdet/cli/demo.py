@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What earlier runs gave, see docs/results/first-runs.md."""
+
+    steps: int
+    ap: tuple[float, float]
+    olrp: float
+    when: str
+
+
+FULL = Expected(4400, (0.64, 0.74), 0.42, "about 5 minutes of training on two idle cores")
+QUICK = Expected(700, (0.25, 0.50), 0.65, "about 1 minute of training on two idle cores")
 
 EXAMPLES = """\
 examples:
@@ -45,7 +60,7 @@ def run(given: argparse.Namespace) -> int:
 
     voice = Voice()
     out = Path(given.out)
-    short = ["schedule.steps=900", "training.evaluations=2"] if given.quick else []
+    short = [f"schedule.steps={QUICK.steps}", "training.evaluations=2"] if given.quick else []
     recipe = load_recipe("demo", [*short, *given.set])
     data = out / ("digits-quick" if given.quick else "digits")
     folder = new_folder(str(_free(out / ("quick" if given.quick else "run"))), recipe.name)
@@ -78,8 +93,8 @@ def _compare(folder: Path, quick: bool, changed: bool, voice: Any) -> None:
     low, high = expected.ap
     step = float(_last_row(folder)["seconds"]) / expected.steps
     voice.say(
-        f"expected: AP {low:.2f} to {high:.2f}, oLRP about {expected.olrp:.2f}, in {expected.when}; "
-        f"here a step took {step * 1e3:.0f} ms"
+        f"expected: AP {low:.2f} to {high:.2f}, oLRP about {expected.olrp:.2f}, after "
+        f"{expected.when}; here a step took {step * 1e3:.0f} ms"
     )
     if not low <= found["AP"] <= high:
         side = "above" if found["AP"] > high else "below"
