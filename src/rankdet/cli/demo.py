@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
     recipe = load_recipe("demo", [*short, *given.set])
     data = out / ("digits-quick" if given.quick else "digits")
     folder = new_folder(str(_free(out / ("quick" if given.quick else "run"))), recipe.name)
-    train, val = (2000, 150) if given.quick else (4000, 300)
+    train, val = (2000, 150) if given.quick else (12_000, 300)
     make_digits(data, train, val, recipe.data.train_size, 0, False, voice)
     code = run_in(
         folder,

@@ -108,7 +108,11 @@ def run(given: argparse.Namespace) -> int:
         "steps": str(model.card.step),
     }
     report = write_report(
-        out, images, result, title=f"{out.parent.name} {given.split}", facts=facts
+        out,
+        images,
+        result,
+        title=f"{model.recipe.name} on {Path(given.data).resolve().name}, {given.split}",
+        facts=facts,
     )
     voice.say(f"report      {report}")
     voice.say(f"detections  {out / 'detections.json'}")

@@ -175,7 +175,8 @@ def finish(
         "command": settings["command"],
         "started": settings["started"],
     }
-    page = write_report(folder, validation, result, title=folder.name, facts=facts)
+    title = f"{recipe.name} on {Path(settings['data']).name}"
+    page = write_report(folder, validation, result, title=title, facts=facts)
     voice.show(table(result))
     voice.say(f"training took {_minutes(outcome.seconds)} on {hardware_name()}")
     voice.say(f"report    {page}")
