@@ -150,7 +150,7 @@ def test_of_equal_overlaps_the_first_object_gets_the_prior() -> None:
 
 
 def test_a_single_candidate_is_positive_if_its_centre_is_inside() -> None:
-    priors = Priors(torch.tensor([[0.0, 0.0, 16.0, 16.0], [48.0, 0.0, 64.0, 16.0]]), (2,), (64,))
+    priors = Priors(torch.tensor([[0.0, 0.0, 16.0, 16.0], [32.0, 0.0, 48.0, 16.0]]), (2,), (64,))
     for x, wanted in ((0.0, [0, NEGATIVE]), (7.9, [0, NEGATIVE]), (8.0, [NEGATIVE, NEGATIVE])):
         targets = image_of(torch.tensor([[x, 0.0, 16.0, 16.0]]), (64, 64))
         assert ATSSAssigner(top_k=1)(priors, targets).matched[0].tolist() == wanted

@@ -18,7 +18,7 @@ class Expected:
     when: str
 
 
-FULL = Expected(4400, (0.64, 0.74), 0.42, "about 5 minutes of training on two idle cores")
+FULL = Expected(4400, (0.66, 0.73), 0.39, "about 5 minutes of training on two idle cores")
 QUICK = Expected(700, (0.25, 0.50), 0.65, "about 1 minute of training on two idle cores")
 
 EXAMPLES = """\
