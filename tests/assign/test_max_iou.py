@@ -197,7 +197,7 @@ def test_an_object_that_overlaps_nothing_claims_nothing() -> None:
 
 
 def test_the_best_prior_on_a_crowd_region_is_not_used() -> None:
-    boxes = [[16.0, 16.0, 32.0, 32.0], [20.0, 16.0, 36.0, 32.0], [0.0, 40.0, 16.0, 56.0]]
+    boxes = [[16.0, 16.0, 32.0, 32.0], [20.0, 16.0, 36.0, 32.0], [0.0, 32.0, 16.0, 47.0]]
     priors = Priors(torch.tensor(boxes), (3,), (64,))
     targets = replace(
         one_image([boxes[0], [8.0, 8.0, 28.5, 40.0]]), crowd=torch.tensor([[False, True]])

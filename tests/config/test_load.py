@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rankdet.config.load import (
@@ -258,6 +258,7 @@ def test_the_shipped_recipes_are_listed() -> None:
     assert listed["demo"] == load_recipe("demo").description
 
 
+@example("a\x85b\u2028c")
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
 def test_any_text_survives_being_written_down(name: str) -> None:
     tree = {"name": name, "list": [name, 1.5, None]}

@@ -91,10 +91,17 @@ def _list_in_a_line(dumper: _Dumper, values: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
 
 
+def _text(dumper: _Dumper, value: str) -> yaml.Node:
+    # Without quotes PyYAML writes these line ends as they are, and reads them as spaces.
+    quoted = '"' if any(end in value for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=quoted)
+
+
 for _name, _rule, _first in _RULES:
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _rule, _first)
 _Dumper.add_representer(list, _list_in_a_line)
+_Dumper.add_representer(str, _text)
 
 
 def _note_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
