@@ -77,7 +77,7 @@ def test_a_killed_run_ends_as_one_that_was_not(run: Path, digits: Path, tmp_path
     # Long enough to be killed in the middle, wherever that is; the schedule is that of the whole.
     process = start(*train_arguments(digits, out, "training.checkpoint_every=1"))
     state = out / "last.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not state.is_file() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.kill()
@@ -96,7 +96,7 @@ def test_a_signal_saves_and_leaves(
 ) -> None:
     out = tmp_path / "stopped"
     process = start(*train_arguments(digits, out, "training.checkpoint_every=1", "data.workers=1"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (out / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
