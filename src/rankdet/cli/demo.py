@@ -25,7 +25,7 @@ QUICK = Expected(700, (0.25, 0.55), 0.65, "one to two minutes of training there"
 
 EXAMPLES = """\
 examples:
-  rankdet demo                  4400 steps: 5 to 10 minutes on two cores
+  rankdet demo                  4400 steps: some minutes on two cores
   rankdet demo --quick          700 steps on less data
   rankdet demo --out try/ --set criterion.kind=rank_sort
 """
