@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rankdet.cli.common import add_device
+
 EXAMPLES = """\
 examples:
   rankdet evaluate runs/photos-1/best.safetensors --data photos/
@@ -33,14 +35,8 @@ def add_to(verbs: Any) -> None:
         action="store_true",
         help="do not write the LRP-optimal thresholds of this split into the model",
     )
-    _add_device(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    from rankdet.cli.common import add_device
-
     add_device(parser)
+    parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rankdet.cli.common import add_device
+
 EXAMPLES = """\
 examples:
   rankdet predict runs/photos-1/best.safetensors new/ --out found/
@@ -32,14 +34,8 @@ def add_to(verbs: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--threshold", type=float, help="keep scores from this on, in all classes")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
-    _add_device(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    from rankdet.cli.common import add_device
-
     add_device(parser)
+    parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -226,21 +225,23 @@ def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LambdaLR
     """
     schedule = recipe.schedule
 
-    fall: Callable[[int], float]
-    match schedule.decay:
-        case parts.Drops(at=shares, factor=by):
-            drops = [round(share * steps) for share in shares]
-            fall = lambda step: by ** bisect_right(drops, step)  # noqa: E731
-        case parts.FlatLinear(share=share):
-            fall = lambda step: min(1.0, max(0.0, (steps - step) / (share * steps)))  # noqa: E731
-
     def factor(step: int) -> float:
+        share = _share_of_rate(schedule.decay, step, steps)
         if step >= schedule.warmup_steps:
-            return fall(step)
+            return share
         first = schedule.warmup_factor
-        return fall(step) * (first + (1 - first) * step / schedule.warmup_steps)
+        return share * (first + (1 - first) * step / schedule.warmup_steps)
 
     return LambdaLR(optimizer, factor)
+
+
+def _share_of_rate(decay: parts.Drops | parts.FlatLinear, step: int, steps: int) -> float:
+    """Return the share of the learning rate that a step has, warm-up apart."""
+    match decay:
+        case parts.Drops(at=shares, factor=by):
+            return by ** bisect_right([round(share * steps) for share in shares], step)
+        case parts.FlatLinear(share=share):
+            return min(1.0, max(0.0, (steps - step) / (share * steps)))
 
 
 def total_steps(recipe: Recipe, images: int) -> int:
