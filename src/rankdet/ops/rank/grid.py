@@ -19,8 +19,8 @@ from rankdet.ops.rank.knots import Pieces
 
 _CELLS_MIN = 1 << 10
 _CELLS_MAX = 1 << 16
-# A cell costs about as much in set-up as this many scores cost in searches.
-_SCORES_PER_CELL = 16
+# A search costs about as much as this many cells cost in set-up.
+_CELLS_PER_SEARCH = 4
 
 
 class Grid(NamedTuple):
@@ -49,8 +49,9 @@ def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
         dtype: of the scores to come, float32 or float64.
         scores: how many will come; the more, the finer the grid.
     """
-    wanted = 1 << (scores // _SCORES_PER_CELL).bit_length()
-    wanted = min(max(wanted, _CELLS_MIN), _CELLS_MAX)
+    # Of C cells about a share K / C is mixed: C + searches * scores * K / C is least here.
+    ideal = math.isqrt(_CELLS_PER_SEARCH * scores * knots.numel())
+    wanted = min(max(1 << ideal.bit_length(), _CELLS_MIN), _CELLS_MAX)
     first, last = float(knots[0]), float(knots[-1])
     # Cells stay wide enough that their numbers and edges are exact in the scores' dtype.
     finest = max(abs(first), abs(last)) * torch.finfo(dtype).eps * 8
