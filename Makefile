@@ -3,6 +3,7 @@
 #
 #   make demo        train a detector on built-in images, in minutes, and look at it
 #   make test        the tests
+#   make browser     a browser for the tests of the report, where apt-get may install one
 #   make check       formatter, linter, type checker, import ladder
 #   make bench       time the losses on this machine -> benchmarks/results/
 #   make gpu-check   what needs a GPU, in one command
@@ -17,7 +18,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-test test check format bench gpu-check lock clean
+.PHONY: help setup demo demo-test test browser check format bench gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +47,9 @@ demo-test:
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+browser:
+	bash tests/browser_setup.sh
 
 check: $(READY)
 	$(BIN)/ruff format --check .

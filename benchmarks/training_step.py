@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from benchmarks.measure import origin
-from rankdet.config.build import build_augment, build_criterion, build_detector, build_optimizer
+from rankdet.config.build import build_augment, build_optimizer
+from rankdet.config.build_criterion import build_criterion
+from rankdet.config.build_model import build_detector
 from rankdet.config.load import load_recipe
 from rankdet.data.batches import Batch, Sample, collate
 from rankdet.data.digits import generate

@@ -14,10 +14,10 @@ ROOMS = {
     "losses": ({"losses", "ops"}, {"torch", "torchvision"}),
     "structures.py": (set(), {"torch"}),
     "assign": ({"assign", "ops", "structures"}, {"torch", "torchvision"}),
-    "eval": ({"eval", "pictures"}, {"PIL", "faster_coco_eval", "numpy", "rich"}),
+    "eval": ({"eval", "pictures"}, {"PIL", "numpy", "rich"}),
     "criteria": ({"criteria", "losses", "ops", "structures"}, {"torch"}),
     # Models know no loss, no assigner and no criterion.
-    "models": ({"models", "ops", "structures"}, {"safetensors", "torch", "torchvision"}),
+    "models": ({"models", "ops", "structures"}, {"safetensors", "timm", "torch", "torchvision"}),
     "data": (
         {"data", "ops", "structures"},
         {"PIL", "numpy", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml"},

@@ -1,8 +1,9 @@
 """What the rooms of the package hand to each other, with every shape documented once.
 
-B images, A priors, C classes, G ground truths of one image at most, L feature levels. Boxes are
-xyxy in pixels of the image as the detector sees it: x to the right, y downwards, width = x2 - x1.
-Everything is padded to whole tensors, so that a batch is handled without a loop over its images.
+B images, A priors, C classes, G ground truths of one image at most, L feature levels, R regions
+of all images together. Boxes are xyxy in pixels of the image as the detector sees it: x to the
+right, y downwards, width = x2 - x1. Everything but regions is padded to whole tensors, so that a
+batch is handled without a loop over its images.
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class Targets(_Tensors):
     def is_crowd(self) -> Tensor:
         """[B, G] bool: to be left alone."""
         return (self.labels >= 0) & self.crowd
+
+    def of_images(self, some: slice) -> Targets:
+        """Return the ground truth of some of the images, padded as it is."""
+        return Targets(self.boxes[some], self.labels[some], self.crowd[some], self.sizes[some])
 
     @classmethod
     def stack(
@@ -157,6 +162,53 @@ class Predictions:
     coder: BoxCoder
     branches: Mapping[str, Tensor] = field(default_factory=dict)
     """Further outputs by name, each [B, A]: "centreness" logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regions(_Tensors):
+    """Boxes that a detector looks at a second time, R in all, image by image."""
+
+    boxes: Tensor
+    """[R, 4] floating, xyxy in pixels; within the image, with an area. No gradient."""
+    counts: tuple[int, ...]
+    """B numbers of regions, of each image in turn, 0 and more; their sum is R."""
+
+    @property
+    def image(self) -> Tensor:
+        """[R] int64, ascending: the image of each region, 0 .. B-1."""
+        counts = torch.tensor(self.counts, dtype=torch.int64, device=self.boxes.device)
+        index = torch.arange(len(counts), device=counts.device)
+        return index.repeat_interleave(counts, output_size=len(self.boxes))
+
+    def split(self) -> tuple[Tensor, ...]:
+        """Return the boxes of each image, [R_b, 4]."""
+        return tuple(self.boxes.split(list(self.counts)))
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPredictions:
+    """What the second stage of a detector says of its regions."""
+
+    regions: Regions
+    logits: Tensor
+    """[R, C] class logits."""
+    codes: Tensor
+    """[R, C, 4] boxes of each class as codes of `coder` relative to the regions; [R, 1, 4] where
+    all classes share one box."""
+    coder: BoxCoder
+    branches: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further outputs by name, each [R]: "background", the logit of being no object. With it the
+    scores are a softmax over the classes and it; without, a sigmoid of each class."""
+
+
+@dataclass(frozen=True, eq=False)
+class TwoStagePredictions:
+    """What a detector of two stages says of a batch."""
+
+    first: Predictions
+    """Of one class: how likely each prior is an object of any class, and where it is."""
+    second: RegionPredictions
+    """Of the regions that were proposed by the first."""
 
 
 @dataclass(frozen=True, eq=False)

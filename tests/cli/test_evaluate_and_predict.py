@@ -136,6 +136,22 @@ def test_a_threshold_is_kept_to(run: Path, digits: Path, tmp_path: Path) -> None
     assert counts["all"] > counts["some"] >= counts["none"] == 0
 
 
+def test_several_looks_at_an_image(
+    run: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once, often = tmp_path / "once", tmp_path / "often"
+    keep = ["--data", str(digits), "--keep-thresholds"]
+    assert main(["evaluate", str(run), *keep, "--out", str(once)]) == 0
+    assert main(["evaluate", str(run), *keep, "--out", str(often), "--tta"]) == 0
+    assert (once / "detections.json").read_bytes() != (often / "detections.json").read_bytes()
+    image = str(next((digits / "images").iterdir()))
+    given = ["--no-pictures", "--threshold", "0", "--out", str(tmp_path / "found")]
+    assert main(["predict", str(run), image, *given, "--tta"]) == 0
+    (entry,) = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert entry["detections"]
+    capsys.readouterr()
+
+
 def test_images_of_one_name_get_different_places(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -11,7 +11,8 @@ import pytest
 from rankdet import __version__
 from rankdet.cli.main import main
 
-VERBS = ("demo", "train", "evaluate", "predict", "data", "data check", "data digits", "recipes")
+VERBS = ("demo", "train", "evaluate", "predict", "score", "compare", "data", "data check",
+         "data digits", "recipes")  # fmt: skip
 
 
 def test_help_names_every_verb_and_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

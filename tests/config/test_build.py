@@ -13,17 +13,15 @@ from torch.optim import SGD, AdamW
 from rankdet.assign.atss import ATSSAssigner
 from rankdet.assign.max_iou import MaxIoUAssigner
 from rankdet.config.build import (
-    build_assigner,
     build_augment,
-    build_criterion,
-    build_detector,
     build_optimizer,
-    build_post_process,
     build_schedule,
     build_test_resize,
     learning_rate,
     total_steps,
 )
+from rankdet.config.build_criterion import build_assigner, build_criterion
+from rankdet.config.build_model import build_detector, build_post_process
 from rankdet.config.load import RecipeError, load_recipe
 from rankdet.config.recipe import Recipe
 from rankdet.criteria.alrp import ALRPCriterion
@@ -85,11 +83,11 @@ def test_weights_that_cannot_be_had_are_the_recipes_fault(tmp_path: Path) -> Non
 def test_the_settings_of_assigners_arrive() -> None:
     recipe = changed("assigner={kind: max_iou, positive: 0.6, negative: 0.3, min_positive: 0.1, "
                      "low_quality: false, crowd_overlap: null}")  # fmt: skip
-    assert build_assigner(recipe) == MaxIoUAssigner(
+    assert build_assigner(recipe.assigner) == MaxIoUAssigner(
         positive=0.6, negative=0.3, min_positive=0.1, low_quality=False, crowd_overlap=None
     )
     recipe = changed("assigner={kind: atss, top_k: 5, crowd_overlap: 0.2}")
-    assert build_assigner(recipe) == ATSSAssigner(top_k=5, crowd_overlap=0.2)
+    assert build_assigner(recipe.assigner) == ATSSAssigner(top_k=5, crowd_overlap=0.2)
 
 
 def test_the_settings_of_dense_losses_arrive() -> None:

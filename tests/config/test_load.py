@@ -16,7 +16,8 @@ from rankdet.config.load import (
     parse_recipe,
     shipped,
 )
-from rankdet.config.parts import ALRP, Dense, Drops, IoUFamily, RankSort, ScalarBalance
+from rankdet.config.losses import ALRP, Dense, IoUFamily, RankSort, ScalarBalance
+from rankdet.config.parts import Drops
 from rankdet.config.text import read_yaml, write_yaml
 
 
@@ -111,9 +112,11 @@ def test_epochs_and_steps_replace_each_other() -> None:
          "unknown key criterion.balance.w_r of criterion.balance.kind self; it belongs to "
          "criterion.balance.kind scalar"),
         ("criterion.kind=rank_srt",
-         'criterion.kind should be one of dense, alrp, rank_sort, got "rank_srt"; did you mean '
-         "rank_sort?"),
-        ("criterion.kind=[1]", "criterion.kind should be one of dense, alrp, rank_sort, got [1]"),
+         'criterion.kind should be one of dense, alrp, rank_sort, free_anchor, paa, two_stage, '
+         'got "rank_srt"; did you mean rank_sort?'),
+        ("criterion.kind=[1]",
+         "criterion.kind should be one of dense, alrp, rank_sort, free_anchor, paa, two_stage, "
+         "got [1]"),
         ("criterion=alrp", 'criterion should be a group of keys, got "alrp"; did you mean '
          "criterion.kind?"),
         ("model=3", "model should be a group of keys, got 3"),

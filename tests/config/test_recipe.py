@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from rankdet.config.explain import explain_keys
 from rankdet.config.load import load_recipe
-from rankdet.config.parts import ALRP, Dense, RankSort
+from rankdet.config.losses import ALRP, Dense, RankSort
 from rankdet.config.recipe import Recipe
 
 
@@ -113,7 +114,14 @@ def test_every_key_is_explained() -> None:
     )
     assert by_name["model.box_stds"].values.startswith("list of 4: number, above 0")
     assert by_name["criterion.tau"].meaning.startswith("For criterion.kind alrp: IoU ")
-    assert [key.values for key in keys if key.name == "assigner.kind"] == ["max_iou", "atss"]
+    assert [key.values for key in keys if key.name == "assigner.kind"] == [
+        "max_iou",
+        "atss",
+        "fcos",
+        "fovea",
+        "paa",
+        "none",
+    ]
 
 
 def test_reading_a_recipe_loads_nothing_heavy() -> None:
@@ -124,3 +132,25 @@ def test_reading_a_recipe_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model": {"detector": "fcos"}}, "model.detector fcos needs assigner.kind fcos or fovea"),
+        ({"model": {"detector": "faster_rcnn"}}, "need each other"),
+        ({"criterion": {"kind": "free_anchor"}}, "assigner.kind none and criterion.kind"),
+        ({"criterion": {"kind": "paa"}}, "model.iou_branch and criterion.kind paa"),
+        ({"model": {"iou_branch": True}}, "iou_branch needs detector atss"),
+        ({"model": {"detector": "atss", "iou_branch": True, "centreness": True}}, "not both"),
+        ({"model": {"detector": "fovea", "levels": 4}, "assigner": {"kind": "fovea"}},
+         "one range for each of the model.levels (4), got 5"),
+        ({"model": {"detector": "atss", "centreness": True},
+          "criterion": {"kind": "dense", "weighting": "iou"}}, "no place beside model.centreness"),
+        ({"model": {"detector": "faster_rcnn"}, "criterion": {"kind": "two_stage"},
+          "assigner": {"kind": "paa"}}, "needs assigner.kind max_iou or atss, got paa"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_named(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(complaint)):
+        recipe(schedule={"epochs": 1}, **change)

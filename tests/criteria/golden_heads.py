@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rankdet.models.priors import AnchorGenerator
+from rankdet.models.priors import AnchorGenerator, PointGenerator
 from rankdet.ops.box_codes import DeltaCoder
-from rankdet.structures import Assignment, Predictions, Priors, Targets
+from rankdet.structures import Assignment, BoxCoder, Predictions, Priors, Targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,18 +54,28 @@ def read_head(
     *,
     dtype: torch.dtype,
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    generator: AnchorGenerator | PointGenerator | None = None,
+    coder: BoxCoder | None = None,
 ) -> Head:
-    """Return predictions that want gradients, and the ground truth."""
+    """Return predictions that want gradients, and the ground truth.
+
+    Anchors of these ratios and deltas, unless there are a generator and a coder.
+    """
     logits = from_maps(data, "cls_score", CLASSES).to(dtype).requires_grad_()
     codes = from_maps(data, "bbox_pred", 4).to(dtype).requires_grad_()
+    branches = {}
+    if "centerness_0" in data:
+        branches["centreness"] = from_maps(data, "centerness", 1)[..., 0].to(dtype).requires_grad_()
     height, width = data["cls_score_0"].shape[2:]
-    priors = AnchorGenerator(ratios=ratios)((height * 8, width * 8), device="cpu", dtype=dtype)
+    generator = generator or AnchorGenerator(ratios=ratios)
+    priors = generator((height * 8, width * 8), device="cpu", dtype=dtype)
     boxes = [torch.from_numpy(data[f"gt_boxes_{image}"]).to(dtype) for image in range(2)]
     labels = [torch.from_numpy(data[f"gt_labels_{image}"]) for image in range(2)]
     crowd = [torch.zeros(len(each), dtype=torch.bool) for each in labels]
-    sizes = [tuple(int(side) for side in data[f"pad_shape_{image}"]) for image in range(2)]
-    targets = Targets.stack(boxes, labels, crowd, [(h, w) for h, w in sizes])
-    return Head(Predictions(logits, codes, priors, DeltaCoder()), targets)
+    names = ["pad_shape_0", "pad_shape_1"] if "pad_shape_0" in data else ["image_size_hw"] * 2
+    sizes = [(int(data[name][0]), int(data[name][1])) for name in names]
+    targets = Targets.stack(boxes, labels, crowd, sizes)
+    return Head(Predictions(logits, codes, priors, coder or DeltaCoder(), branches), targets)
 
 
 def small_batch(

@@ -14,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rankdet.assign.max_iou import MaxIoUAssigner
+from rankdet.assign.paa import PAAAssigner
 from rankdet.criteria import (
     ALRPCriterion,
     APClassification,
@@ -26,6 +27,14 @@ from rankdet.criteria import (
     SelfBalance,
     SmoothL1Box,
 )
+from rankdet.criteria.dense import DRClassification
+from rankdet.criteria.paa import FocalGIoUCost, PAACriterion
+from rankdet.criteria.quality import (
+    IoUWeighting,
+    QualityFocalClassification,
+    ScoreWeighting,
+    VarifocalClassification,
+)
 from rankdet.structures import IGNORED, Assigner, LossTerms, Predictions, Targets
 
 CRITERIA: dict[str, Callable[[Assigner], nn.Module]] = {
@@ -34,6 +43,17 @@ CRITERIA: dict[str, Callable[[Assigner], nn.Module]] = {
     "focal + GIoU + centreness": lambda a: DenseCriterion(
         a, FocalClassification(), IoUBox(), centreness=True
     ),
+    "FoveaBox's focal + -log IoU": lambda a: DenseCriterion(
+        a, FocalClassification(count_images=True), IoUBox("log_iou")
+    ),
+    "quality focal + GIoU": lambda a: DenseCriterion(
+        a, QualityFocalClassification(), IoUBox(), weighting=ScoreWeighting()
+    ),
+    "varifocal + GIoU": lambda a: DenseCriterion(
+        a, VarifocalClassification(), IoUBox(), weighting=IoUWeighting()
+    ),
+    "DR + smooth L1": lambda a: DenseCriterion(a, DRClassification(), SmoothL1Box()),
+    "PAA": lambda a: PAACriterion(PAAAssigner(FocalGIoUCost(), first=a)),
     "AP + smooth L1": lambda a: DenseCriterion(
         a, APClassification(), SmoothL1Box(beta=1.0, per="number")
     ),
@@ -43,6 +63,8 @@ CRITERIA: dict[str, Callable[[Assigner], nn.Module]] = {
     "aLRP, learned": lambda a: ALRPCriterion(a, LearnedBalance()),
     "Rank & Sort": RankSortCriterion,
 }
+# Losses that learn something from negatives alone; a ranking does not.
+ABSOLUTE = (FocalClassification, QualityFocalClassification, VarifocalClassification)
 every_criterion = pytest.mark.parametrize("make", list(CRITERIA.values()), ids=list(CRITERIA))
 Make = Callable[[Assigner], nn.Module]
 
@@ -78,13 +100,15 @@ def require_no_object_learned(
     criterion: nn.Module, terms: LossTerms, predictions: Predictions
 ) -> None:
     """Without positives a ranking has nothing to say; focal loss still pushes background down."""
-    if not isinstance(getattr(criterion, "classification", None), FocalClassification):
+    classification = getattr(criterion, "classification", None)
+    if not isinstance(classification, (*ABSOLUTE, DRClassification)):
         require_nothing_learned(terms, predictions)
         return
     assert terms.parts["positives"] == 0
     assert terms.parts["localisation"] == 0
     logits, codes = gradients(terms.total, predictions)
-    assert (logits > 0).all()
+    # DR loss pushes down the highest, and by its tilt lets go of the lowest.
+    assert (logits > 0).all() if isinstance(classification, ABSOLUTE) else logits.sum() > 0
     assert torch.equal(codes, torch.zeros_like(codes))
 
 
@@ -127,11 +151,13 @@ def test_if_all_is_ignored_nothing_is_learned(make: Make) -> None:
 @every_criterion
 def test_an_image_without_objects_gives_negatives(make: Make) -> None:
     head = small_batch(objects=(3, 0))
-    terms, predictions, _ = run(make(MaxIoUAssigner()), head)
+    criterion = make(MaxIoUAssigner())
+    terms, predictions, _ = run(criterion, head)
     assert terms.total > 0
     assert terms.total.isfinite()
     for_logits, for_codes = gradients(terms.total, predictions)
-    assert (for_logits[1] >= 0).all()
+    if not isinstance(getattr(criterion, "classification", None), DRClassification):
+        assert (for_logits[1] >= 0).all()
     assert (for_logits[1] > 0).any()
     assert not for_codes[1].any()
     assert for_codes[0].any()
@@ -241,7 +267,7 @@ def test_other_branches_than_needed_are_refused(make: Make) -> None:
     needs = criterion.needs
     assert isinstance(needs, frozenset)
     branches = {} if needs else {"centreness": torch.zeros(2, 80)}
-    message = "needs the branch 'centreness'" if needs else "the detector has the branch"
+    message = f"needs the branch '{min(needs)}'" if needs else "the detector has the branch"
     with pytest.raises(ValueError, match=message):
         criterion(replace(head.predictions, branches=branches), head.targets)
 
@@ -256,4 +282,4 @@ def test_memory_that_was_not_written_is_not_read(make: Make, poisoned_memory: No
 
 @every_criterion
 def test_settings_are_shown(make: Make) -> None:
-    assert "assigner=MaxIoUAssigner(" in repr(make(MaxIoUAssigner()))
+    assert "MaxIoUAssigner(" in repr(make(MaxIoUAssigner()))

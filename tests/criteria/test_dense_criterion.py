@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from golden_heads import from_maps, gradients, read_head, small_batch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 
 from rankdet.assign.max_iou import MaxIoUAssigner
+from rankdet.assign.paa import PAAAssigner
 from rankdet.criteria import (
     APClassification,
     DenseCriterion,
@@ -23,6 +24,15 @@ from rankdet.criteria import (
     SmoothL1Box,
     match,
 )
+from rankdet.criteria.free_anchor import FreeAnchorCriterion
+from rankdet.criteria.paa import FocalGIoUCost, PAACriterion
+from rankdet.criteria.quality import (
+    IoUWeighting,
+    QualityFocalClassification,
+    ScoreWeighting,
+    VarifocalClassification,
+)
+from rankdet.losses.boxes import iou_loss
 from rankdet.structures import Predictions, Targets
 
 if TYPE_CHECKING:
@@ -107,6 +117,26 @@ def test_focal_and_boxes(kind: str, published: Callable[[Tensor, Tensor], Tensor
     )
 
 
+@pytest.mark.parametrize("objects", [(3, 2), (3, 0), (0, 0)])
+def test_images_may_count_as_positives(objects: tuple[int, int]) -> None:
+    head = small_batch(objects=objects, dtype=torch.float64)
+    _, focal, count = by_hand(*head)
+    part = FocalClassification(count_images=True)
+    terms = DenseCriterion(MaxIoUAssigner(), part, IoUBox())(*head)
+    assert_close(terms.parts["classification"], (focal / (count + 2)).detach())
+
+
+def test_the_logarithm_of_the_iou() -> None:
+    matches, *_ = by_hand(*small_batch(dtype=torch.float64))
+    each = IoUBox("log_iou", eps=1e-6)(matches)
+    pred, target = matches.in_pixels()
+    assert_close(each, iou_loss(pred, target, form="log", eps=1e-6), rtol=0, atol=0)
+    linear = IoUBox("iou", eps=1e-6)(matches)
+    apart = linear > 1 - 1e-6
+    assert not apart.all()
+    assert_close((-each).exp()[~apart], (1 - linear)[~apart], rtol=1e-9, atol=0)
+
+
 def test_ignored_priors_take_no_part_in_classification() -> None:
     head = small_batch()
     # The right half of the second image is padding.
@@ -173,35 +203,69 @@ def test_parts_are_checked_when_they_are_made() -> None:
         DenseCriterion(MaxIoUAssigner(), FocalClassification(), IoUBox(), box_weight=-1)
 
 
+# All that divide by something that has to be averaged over the processes.
+SEVERAL: dict[str, Callable[[], nn.Module]] = {
+    "focal": lambda: DenseCriterion(MaxIoUAssigner(), FocalClassification(), IoUBox()),
+    "images count": lambda: DenseCriterion(
+        MaxIoUAssigner(), FocalClassification(count_images=True), IoUBox()
+    ),
+    "centreness": lambda: DenseCriterion(
+        MaxIoUAssigner(), FocalClassification(), IoUBox(), centreness=True
+    ),
+    "quality focal": lambda: DenseCriterion(
+        MaxIoUAssigner(), QualityFocalClassification(), IoUBox(), weighting=ScoreWeighting()
+    ),
+    "varifocal": lambda: DenseCriterion(
+        MaxIoUAssigner(), VarifocalClassification(), IoUBox(), weighting=IoUWeighting()
+    ),
+    "PAA": lambda: PAACriterion(PAAAssigner(FocalGIoUCost())),
+    "FreeAnchor": lambda: FreeAnchorCriterion(bag=9),
+}
+
+
+def _parts(name: str, images: slice, *, objects: bool = True) -> tuple[nn.Module, Any, Targets]:
+    """Return a criterion, and some images of a batch of three with what it needs."""
+    criterion = SEVERAL[name]()
+    head = small_batch(images=3, objects=(3, 2, 0))
+    needs: Any = criterion.needs
+    branches = {x: torch.linspace(-2, 2, 240).reshape(3, 80).requires_grad_() for x in needs}
+    whole = [head.predictions.logits, head.predictions.codes, *branches.values()]
+    predictions = replace(
+        head.predictions,
+        logits=whole[0][images],
+        codes=whole[1][images],
+        branches={key: value[images] for key, value in branches.items()},
+    )
+    targets = head.targets.of_images(images)
+    if not objects:
+        targets = replace(targets, labels=torch.full_like(targets.labels, -1))
+    return criterion, (predictions, whole), targets
+
+
+def _outcome(name: str, images: slice) -> list[Tensor]:
+    """Return the loss, its gradients, and the loss of the same images without objects."""
+    criterion, (predictions, whole), targets = _parts(name, images)
+    total = criterion(predictions, targets).total
+    found = [total.detach(), *torch.autograd.grad(total, whole)]
+    criterion, (predictions, _), nobody = _parts(name, images, objects=False)
+    return [*found, criterion(predictions, nobody).total.detach()]
+
+
 def _one_process(rank: int, folder: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    head = small_batch(images=3, objects=(3, 2, 0))
-    images = slice(0, 1) if rank == 0 else slice(1, 3)
-    predictions = replace(
-        head.predictions,
-        logits=head.predictions.logits[images],
-        codes=head.predictions.codes[images],
-    )
-    whole = head.targets
-    targets = Targets(
-        whole.boxes[images], whole.labels[images], whole.crowd[images], whole.sizes[images]
-    )
-    criterion = DenseCriterion(MaxIoUAssigner(), FocalClassification(), IoUBox())
-    terms = criterion(predictions, targets)
-    # As DistributedDataParallel does: the mean over the processes.
-    found = [terms.total.detach(), *gradients(terms.total, head.predictions)]
-    for each in found:
-        distributed.all_reduce(each)
-        each /= 2
-    # A batch without objects in any process: nothing to divide by, the mean sum of the processes.
-    empty = replace(targets, labels=torch.full_like(targets.labels, -1))
-    background = criterion(predictions, empty).total.detach()
-    distributed.all_reduce(background)
-    found.append(background)
+    outcomes = {}
+    for name in SEVERAL:
+        # The second process has one image with objects and one without.
+        outcomes[name] = _outcome(name, slice(0, 1) if rank == 0 else slice(1, 3))
+        for each in outcomes[name]:
+            distributed.all_reduce(each)
+        # As DistributedDataParallel does: the mean over the processes.
+        for each in outcomes[name][:-1]:
+            each /= 2
     if rank == 0:
-        torch.save(found, f"{folder}/found.pt")
+        torch.save(outcomes, f"{folder}/outcomes.pt")
     distributed.destroy_process_group()
 
 
@@ -213,13 +277,11 @@ def test_two_processes_do_what_one_with_the_whole_batch_does(tmp_path: Path) -> 
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    total, for_logits, for_codes, empty = torch.load(tmp_path / "found.pt")
-    head = small_batch(images=3, objects=(3, 2, 0))
-    terms = DenseCriterion(MaxIoUAssigner(), FocalClassification(), IoUBox())(*head)
-    logits, codes = gradients(terms.total, head.predictions)
-    assert_close(total, terms.total.detach())
-    assert_close(for_logits, logits)
-    assert_close(for_codes, codes)
-    nobody = replace(head.targets, labels=torch.full_like(head.targets.labels, -1))
-    alone = DenseCriterion(MaxIoUAssigner(), FocalClassification(), IoUBox())
-    assert_close(empty, alone(head.predictions, nobody).total.detach())
+    outcomes = torch.load(tmp_path / "outcomes.pt")
+    for name in SEVERAL:
+        *ours, empty = outcomes[name]
+        *theirs, alone = _outcome(name, slice(0, 3))
+        for our, their in zip(ours, theirs, strict=True):
+            assert_close(our, their, msg=f"{name}: {our} is not {their}")
+        # Nothing to divide by but images: the sum over all processes, or their mean.
+        assert_close(empty / (2 if name == "images count" else 1), alone)

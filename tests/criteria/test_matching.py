@@ -12,9 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import box_iou
 
-from rankdet.criteria.matching import Matches, match, normaliser_of, require_branches
-from rankdet.structures import IGNORED, NEGATIVE
+from rankdet.criteria.matching import (
+    Matches,
+    PredictiveAssigner,
+    match,
+    normaliser_of,
+    require_branches,
+)
+from rankdet.structures import IGNORED, NEGATIVE, Assignment, Predictions, Targets
 
 
 def count_waits(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,12 +113,47 @@ def test_codes_in_16_bits_are_worked_with_in_32() -> None:
     assert {x.dtype for x in matches.in_pixels()} == {torch.float32}
 
 
+def test_ious_are_those_of_the_predicted_boxes() -> None:
+    head = small_batch(dtype=torch.float64)
+    with torch.no_grad():
+        head.predictions.codes[0] = 0
+        head.predictions.codes[1] *= 5
+    matches = match(Given(random_matched(head, 0)), *head)
+    ious = matches.ious()
+    pred, target = (x.detach().double() for x in matches.in_pixels())
+    assert_close(ious, box_iou(pred, target).diag(), rtol=1e-6, atol=1e-9)
+    assert not ious.requires_grad
+    assert (ious == 0).any()
+    exact = replace(matches, codes=matches.wanted_codes())
+    assert_close(exact.ious(), torch.ones_like(ious), rtol=0, atol=1e-6)
+    assert exact.ious().max() <= 1
+    assert replace(matches, codes=matches.codes * torch.nan).ious().isnan().all()
+
+
+class ByScore:
+    """The best place of an image is its first object."""
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        assert not torch.is_grad_enabled()
+        best = predictions.logits.amax(2)
+        matched = torch.where(best == best.amax(1, keepdim=True), 0, NEGATIVE)
+        return Assignment(torch.where(targets.is_object[:, :1], matched, NEGATIVE))
+
+
+def test_an_assigner_may_ask_for_the_predictions() -> None:
+    head = small_batch(objects=(3, 0))
+    assert isinstance(ByScore(), PredictiveAssigner)
+    assert not isinstance(Given(torch.zeros(2, 80)), PredictiveAssigner)
+    matches = match(ByScore(), *head)
+    assert matches.places.tolist() == [head.predictions.logits[0].amax(1).argmax().item()]
+
+
 def test_the_host_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     head = small_batch()
     assigner = Given(random_matched(head, 0))
     # What only the CPU does: its own nonzero, and a look at the labels.
     monkeypatch.setattr("rankdet.criteria.matching.few_nonzero", lambda x: x.nonzero().squeeze(1))
-    monkeypatch.setattr("rankdet.criteria.matching._require_classes", lambda *_: None)
+    monkeypatch.setattr("rankdet.criteria.matching.require_classes", lambda *_: None)
     with CountWaits() as counter:
         match(assigner, *head).in_prior_frame()
     assert counter.waits == 1

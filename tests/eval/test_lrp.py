@@ -116,6 +116,50 @@ def _one_minimum(case: Case, tau: float, area: int, limit: int, k: int) -> bool:
     return int((curve < curve.min(initial=1) + 1e-12).sum()) < 2
 
 
+def definition(case: Case, klass: int, threshold: float, tau: float) -> float:
+    """Compute LRP as it is defined, matching included: plain lists, no crowd, one class.
+
+    The detections of score at or above the threshold choose, best first, the free object of
+    largest overlap; LRP = (sum of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN).
+    """
+    errors, wrong, missed = [], 0, 0
+    for image in (each["id"] for each in case[0]["images"]):
+        free = [a["bbox"] for a in case[0]["annotations"]
+                if (a["image_id"], a["category_id"]) == (image, klass)]  # fmt: skip
+        kept = [d for d in case[1] if (d["image_id"], d["category_id"]) == (image, klass)
+                and d["score"] >= threshold]  # fmt: skip
+        for detection in sorted(kept, key=lambda d: -d["score"]):
+            overlaps = [plain_iou(detection["bbox"], box) for box in free]
+            if overlaps and max(overlaps) >= tau:
+                # Of equal ones the last listed, as COCO does.
+                best = len(overlaps) - 1 - overlaps[::-1].index(max(overlaps))
+                errors.append(1 - overlaps[best])
+                del free[best]
+            else:
+                wrong += 1
+        missed += len(free)
+    total = len(errors) + wrong + missed
+    return (sum(errors) / (1 - tau) + wrong + missed) / total
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(crowd=False, distinct=True), st.sampled_from((0.25, 0.5, 0.75)), st.floats(-3, 3))
+def test_equals_the_definition_at_any_threshold(case: Case, tau: float, other: float) -> None:
+    instances = read_instances(*case)
+    matches = match(instances, iou_thresholds=(tau,))
+    found = optimal_lrp(matches, tau=tau)
+    thresholds = [other, *(each["score"] for each in case[1])]
+    for k, klass in enumerate(instances.category_ids.tolist()):
+        if not matches.objects[0, k]:
+            continue
+        values = [definition(case, klass, each, tau) for each in thresholds]
+        for threshold, value in zip(thresholds, values, strict=True):
+            mine = lrp_at(matches, threshold, tau=tau).lrp[k]
+            np.testing.assert_allclose(mine, value, rtol=0, atol=1e-9)
+        # oLRP is the smallest over all thresholds, that of keeping nothing (1) among them.
+        np.testing.assert_allclose(found.olrp[k, 0, 2], min(*values, 1), rtol=0, atol=1e-9)
+
+
 @settings(max_examples=40, deadline=None)
 @given(cases(distinct=True), st.randoms(use_true_random=False))
 def test_the_order_of_detections_and_images_does_not_matter(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankdet.eval import score
+from rankdet.eval import STATS, score
 from rankdet.eval.lrp import lrp_curve
 from rankdet.eval.report import RunForReport, write_report
 from rankdet.eval.report.markup import Markup, percent, significant, tag
@@ -187,6 +187,59 @@ def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert uses == [f"#{name}" for name in pictures], "each image is in the file once"
 
 
+def test_what_changed_is_told_by_class_and_number(tmp_path: Path) -> None:
+    truth, found = invented()
+    # The second does not find the second class.
+    other = [each for each in found if each["category_id"] != 2]
+    first, second = run("first", truth, found), run("second", truth, other)
+    page = written(tmp_path / "r.html", first, second)
+    links = [attrs["href"] for name, attrs in page.elements if name == "a"]
+    assert links == ["#numbers", "#changes", "#classes", "#curves", "#by-number", "#confusions"]
+    text = " ".join(page.text.split())
+    changes = text[text.index("What changed") : text.index("Classes and their thresholds")]
+    rows = re.findall(r"class \d", changes)
+    assert rows[0] == "class 1", "what got worse comes first"
+    fell = first.score.per_class[1].AP
+    assert fell is not None
+    assert f"\N{MINUS SIGN}{fell:.3f}" in changes
+    assert page.having("class", "bad")
+    # All numbers are there, of both.
+    for each in (first, second):
+        for key in (*STATS, "oLRP_loc_normalised"):
+            value = getattr(each.score, key)
+            assert value is None or f"{value:.3f}" in page.text
+    assert "AR100" in page.text
+
+
+def test_thresholds_that_were_asked_for_have_a_section(tmp_path: Path) -> None:
+    truth, found = invented()
+    asked = RunForReport("a", score(truth, found, threshold=0.7), truth, found)
+    page = written(tmp_path / "r.html", asked)
+    text = " ".join(page.text.split())
+    part = text[text.index("At the thresholds that were asked for") :]
+    at = asked.score.at_threshold
+    assert at is not None
+    for value in (at.LRP, *(each.LRP for each in at.per_class)):
+        assert f"{value:.3f}" in part
+    assert f"{asked.score.oLRP:.3f}" in part
+    assert "At the thresholds" not in " ".join(
+        written(tmp_path / "r.html", run("a", truth, found)).text.split()
+    ).replace("At the thresholds of", "")
+
+
+def test_what_rests_on_little_is_marked(tmp_path: Path) -> None:
+    truth, found = invented()
+    page = written(tmp_path / "r.html", run("a", truth, found))
+    few = page.having("class", "badge")
+    assert few
+    assert all(attrs["title"] == "fewer than 10 objects: these numbers say little"
+               for _, attrs in few)  # fmt: skip
+    none = RunForReport("a", score(truth, found, few=1), truth, found)
+    page = written(tmp_path / "r.html", none)
+    assert not page.having("class", "badge")
+    assert not page.having("class", "few")
+
+
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     truth, found = invented()
     renamed, found2 = invented(names=["x", "y", "z"])
@@ -198,6 +251,9 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         write_report(path, [one, one, one], title="t")
     with pytest.raises(ValueError, match="score of run 'a' is of other data"):
         write_report(path, [RunForReport("a", one.score, truth, found[:-1])], title="t")
+    fewer = {**truth, "annotations": truth["annotations"][1:]}
+    with pytest.raises(ValueError, match=r"other data: .* (\d+) objects, .* have .* objects"):
+        write_report(path, [RunForReport("a", one.score, fewer, found)], title="t")
     with pytest.raises(ValueError, match=r"images\(\d+\) must return RGB"):
         write_report(path, [one], title="t", images=lambda _: np.zeros((4, 4), np.uint8))
     assert list(tmp_path.iterdir()) == [], "no part of a file is left"

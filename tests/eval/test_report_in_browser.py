@@ -1,4 +1,4 @@
-"""The report in a real browser: headless Chromium, where there is one."""
+"""The report in a real browser: headless Chromium, where there is one (see browser_setup.sh)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def browser() -> str:
         found = shutil.which(name)
         if found:
             return found
-    pytest.skip(f"no browser here (looked for {', '.join(BROWSERS)}): apt-get install chromium")
+    pytest.skip(f"no browser here (looked for {', '.join(BROWSERS)}): `make browser` installs one")
 
 
 def report(path: Path) -> None:

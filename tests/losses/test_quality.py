@@ -60,6 +60,19 @@ def test_quality_focal_value_and_gradient_are_the_published_ones(golden: Golden)
     assert_close(torch.stack(rows), torch.from_numpy(data["quality_focal_b2_none"]), **EXACT)
 
 
+def test_varifocal_positives_may_count_alike() -> None:
+    logits = torch.tensor([[0.3, -1.0], [2.0, 0.7]], dtype=torch.float64)
+    targets = torch.tensor([[0.4, 0.0], [0.0, 0.9]], dtype=torch.float64)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, targets, reduction="none"
+    )
+    weight = torch.where(targets > 0, 1.0, 0.75 * logits.sigmoid() ** 2)
+    loss = varifocal_loss(logits, targets, normaliser=2.0, iou_weighted=False)
+    assert_close(loss, (weight * entropy).sum() / 2, **EXACT)
+    assert_close(VarifocalLoss(iou_weighted=False)(logits, targets, normaliser=2.0), loss)
+    assert varifocal_loss(logits, targets, normaliser=2.0) < loss
+
+
 def test_varifocal_value_and_gradient_are_the_published_ones(golden: Golden) -> None:
     data = golden("losses_other/classification.npz")
     logits = torch.from_numpy(data["logits"]).double().requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import urllib.error
 from pathlib import Path
@@ -16,7 +17,13 @@ from torchvision import models
 
 from rankdet.models.backbones import Backbone, Norm, build_backbone, group_norm
 
-CHANNELS = {"tiny": (64, 128, 128), "resnet18": (128, 256, 512), "resnet50": (512, 1024, 2048)}
+CHANNELS = {
+    "tiny": (32, 64, 128, 128),
+    "resnet18": (64, 128, 256, 512),
+    "resnet34": (64, 128, 256, 512),
+    "resnet50": (256, 512, 1024, 2048),
+}
+SIZES = [(25, 17), (13, 9), (7, 5), (4, 3)]
 
 
 def weights_of(name: str) -> dict[str, torch.Tensor]:
@@ -31,15 +38,40 @@ def weights_of(name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
-def test_maps_have_strides_8_16_and_32(name: str, norm: Norm) -> None:
-    backbone = build_backbone(name, norm=norm)
-    assert backbone.channels == CHANNELS[name]
+@pytest.mark.parametrize(
+    ("norm", "stages"),
+    [
+        ("batch", (2, 3, 4, 5)),
+        ("frozen", (3, 4, 5)),
+        ("frozen_statistics", (3, 4, 5)),
+        ("group", (5,)),
+    ],
+)
+def test_each_stage_halves_the_map(name: str, norm: Norm, stages: tuple[int, ...]) -> None:
+    backbone = build_backbone(name, norm=norm, stages=stages)
+    assert backbone.channels == CHANNELS[name][-len(stages) :]
+    assert backbone.strides == (4, 8, 16, 32)[-len(stages) :]
     # Sizes that no stride divides: the last places stand for what is left.
-    maps = backbone(torch.randn(2, 3, 100, 65))
-    expected = [(2, channels, *size) for channels, size in zip(
-        CHANNELS[name], [(13, 9), (7, 5), (4, 3)], strict=True)]  # fmt: skip
+    maps = backbone(torch.randn(1, 3, 100, 65))
+    expected = [(1, channels, *size) for channels, size in zip(
+        backbone.channels, SIZES[-len(stages) :], strict=True)]  # fmt: skip
     assert [tuple(each.shape) for each in maps] == expected
+
+
+@pytest.mark.parametrize("name", ["resnet101", "resnext101_64x4d"])
+def test_the_large_networks_are_those_of_torchvision(name: str) -> None:
+    with torch.device("meta"):
+        backbone, network = build_backbone(name, deformable_stages=3), models.get_model(name)
+    assert backbone.channels == (512, 1024, 2048)
+    ours = {key: value.shape for key, value in backbone.body.state_dict().items()}
+    wanted = {key: value.shape for key, value in network.state_dict().items()}
+    added = {key for key in ours if ".conv2.offsets." in key}
+    assert len(added) == 2 * (4 + 23 + 3)  # blocks of C3, C4 and C5
+    assert {key: shape for key, shape in ours.items() if key not in added} == {
+        key: shape for key, shape in wanted.items() if not key.startswith("fc.")
+    }
+    groups = {part.groups for part in backbone.modules() if isinstance(part, nn.Conv2d)}
+    assert groups == ({1, 64} if name.startswith("resnext") else {1})
 
 
 def test_the_maps_are_those_of_torchvision(tmp_path: Path) -> None:
@@ -52,6 +84,12 @@ def test_the_maps_are_those_of_torchvision(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     last = backbone(images)[-1]
     assert_close(network.fc(last.mean((2, 3))), network(images))
+    with_c2 = build_backbone("resnet18", weights=str(tmp_path / "resnet.pth"), stages=(2, 3, 4, 5))
+    found = with_c2.eval()(images)
+    stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+    assert_close(found[0], network.layer1(stem))
+    for ours, wanted in zip(found[1:], backbone(images), strict=True):
+        assert torch.equal(ours, wanted)
 
 
 def test_weights_in_safetensors_are_read(tmp_path: Path) -> None:
@@ -105,10 +143,40 @@ def test_frozen_batch_norm_never_changes() -> None:
     assert all(m.training for m in usual.modules())
 
 
+def test_with_frozen_statistics_scale_and_shift_learn() -> None:
+    backbone = build_backbone("tiny", norm="frozen_statistics", frozen_stages=1).train()
+    norms = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert not any(norm.training for norm in norms.values())
+    for name, norm in norms.items():
+        learns = name.split(".")[1] in ("layer2", "layer3", "layer4")
+        assert norm.weight.requires_grad == norm.bias.requires_grad == learns, name
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    sum(each.sum() for each in backbone(torch.randn(2, 3, 64, 64))).backward()
+    for name, value in backbone.named_buffers():
+        assert torch.equal(value, before[name])
+    assert norms["body.layer2.0.bn1"].weight.grad is not None
+
+
+def test_norms_stay_frozen_when_they_are_replaced() -> None:
+    backbone = build_backbone("tiny", norm="frozen_statistics", frozen_stages=2)
+    for name, channels in (("layer1.0", 32), ("layer3.0", 128)):
+        backbone.body.get_submodule(name).bn1 = nn.BatchNorm2d(channels)
+    backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone).train()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(norms) == 13
+    assert not any(norm.training for norm in norms)
+    assert copy.deepcopy(backbone).train().frozen == backbone.frozen
+
+
 def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"name must be one of 'resnet18', .*'resnet34'"):
-        build_backbone("resnet34")
-    with pytest.raises(ValueError, match="norm must be one of 'batch', 'frozen', 'group'"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of 'resnet18', .*'timm:NAME', got 'vgg"
+    ):
+        build_backbone("vgg16")
+    for stages in ((), (3, 4), (2, 4, 5), (5, 4), (1, 2, 3, 4, 5)):
+        with pytest.raises(ValueError, match="stages must be consecutive and end with 5"):
+            build_backbone("tiny", stages=stages)
+    with pytest.raises(ValueError, match="norm must be one of 'batch', 'frozen', 'frozen_stat"):
         build_backbone("tiny", norm="layer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"frozen_stages must be 0 to 4 .*got 5"):
         build_backbone("tiny", frozen_stages=5)
@@ -220,9 +288,23 @@ def test_group_norm_fits_any_width(channels: int) -> None:
     assert norm.num_groups <= 32
 
 
+class TwoMaps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 5, 2, stride=2)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first = self.first(images)
+        return first, self.second(first)
+
+
 def test_a_backbone_may_be_made_of_other_parts() -> None:
-    stages = {f"layer{i}": nn.Conv2d(3, 3, 1, stride=2) for i in (1, 2, 3, 4)}
-    body = nn.Sequential()
-    for name, stage in stages.items():
-        body.add_module(name, stage)
-    assert len(Backbone(body, (3, 3, 3))(torch.zeros(1, 3, 32, 32))) == 3
+    backbone = Backbone(TwoMaps(), (4, 5), (8, 16), frozen=["first"])
+    assert [tuple(each.shape) for each in backbone(torch.zeros(1, 3, 32, 32))] == [
+        (1, 4, 4, 4),
+        (1, 5, 2, 2),
+    ]
+    learns = [name for name, value in backbone.named_parameters() if value.requires_grad]
+    assert learns == ["body.second.weight", "body.second.bias"]
+    with pytest.raises(ValueError, match="as many as there are maps, got 2 and 3"):
+        Backbone(TwoMaps(), (4, 5))

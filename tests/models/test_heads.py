@@ -58,7 +58,7 @@ def test_levels_above_come_from_where_they_are_said_to(extra: Any) -> None:
 def test_a_pyramid_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="levels must be 3 or more, got 2"):
         FPN((6, 8, 12), 16, levels=2)
-    with pytest.raises(ValueError, match="extra must be one of 'p5', 'c5', got 'p6'"):
+    with pytest.raises(ValueError, match="extra must be one of 'p5', 'c5', 'pool', got 'p6'"):
         FPN((6, 8, 12), 16, extra="p6")  # type: ignore[arg-type]
 
 

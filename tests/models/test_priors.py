@@ -57,6 +57,20 @@ def test_points_are_those_of_mmdetection(golden: Golden, size: tuple[int, int]) 
         assert_close(level, wanted.repeat(1, 2), rtol=0.0, atol=0.0)
 
 
+def test_points_come_as_squares_of_given_sides() -> None:
+    points = PointGenerator()((40, 72), device=CPU, dtype=torch.float64)
+    sides = (16.0, 33.3, 0.0, 128.0, 256.0)
+    squares = PointGenerator(sides=sides)((40, 72), device=CPU, dtype=torch.float64)
+    assert squares.counts == points.counts
+    assert torch.equal(squares.centres, points.centres)
+    assert torch.equal(
+        squares.inside(torch.tensor([[40, 50]])), points.inside(torch.tensor([[40, 50]]))
+    )
+    for level, side in zip(squares.boxes.split(squares.counts), sides, strict=True):
+        assert_close(level[:, 2:] - level[:, :2], torch.full_like(level[:, :2], side))
+    assert PointGenerator(sides=sides) != PointGenerator()
+
+
 def test_a_level_covers_an_image_smaller_than_its_stride() -> None:
     priors = AnchorGenerator(octave_scales=1, ratios=(1.0,))(
         (1, 9), device="cpu", dtype=torch.float32
@@ -110,5 +124,9 @@ def test_wrong_settings_are_refused() -> None:
         AnchorGenerator(octave_scales=0)
     with pytest.raises(ValueError, match="ratios must hold at least one number"):
         AnchorGenerator(ratios=())
+    with pytest.raises(ValueError, match=r"sides must be one number for each of the 5 levels, got"):
+        PointGenerator(sides=(8.0,))
+    with pytest.raises(ValueError, match="each of sides must be zero or more, got -1"):
+        PointGenerator(strides=(8,), sides=(-1,))
     with pytest.raises(ValueError, match="image_size must be 1 and more, got 0 x 8"):
         AnchorGenerator()((0, 8), device="cpu", dtype=torch.float32)

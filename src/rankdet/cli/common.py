@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rankdet.data.discover import DataFolder
     from rankdet.data.imageset import ImageSet
     from rankdet.engine.checkpoint import ModelCard
+    from rankdet.engine.detecting import Look
     from rankdet.engine.single import Predictor
 
 
@@ -83,14 +84,16 @@ class Model:
     recipe: Recipe
     path: Path
 
-    def predictor(self, threshold: float | None = None) -> Predictor:
+    def predictor(self, threshold: float | None = None, *, tta: bool = False) -> Predictor:
         """Return the detector with what stands around it when it is used.
 
         Args:
             threshold: least score for all classes; None: those that the model carries.
+            tta: look at each image in several sizes, and mirrored.
         """
         from rankdet.config.assemble import divisor_of
-        from rankdet.config.build import build_post_process, build_test_resize
+        from rankdet.config.build import build_test_resize
+        from rankdet.config.build_model import build_post_process
         from rankdet.data.transforms import MEAN_COLOUR
         from rankdet.engine.single import Predictor
 
@@ -103,7 +106,15 @@ class Model:
             thresholds=own if threshold is None else (threshold,) * len(own),
             divisor=divisor_of(self.recipe),
             fill=MEAN_COLOUR,
+            look=self.look() if tta else None,
         )
+
+    def look(self) -> Look:
+        """Return what looks at images in several sizes, and mirrored."""
+        from rankdet.config.assemble import divisor_of
+        from rankdet.config.build_model import build_augmented_test
+
+        return build_augmented_test(self.recipe, divisor_of(self.recipe))
 
 
 def load(path: Path, device: str) -> Model:
@@ -114,7 +125,7 @@ def load(path: Path, device: str) -> Model:
     """
     import torch
 
-    from rankdet.config.build import build_detector
+    from rankdet.config.build_model import build_detector
     from rankdet.config.load import parse_recipe
     from rankdet.engine.checkpoint import load_model, load_weights
 
@@ -133,6 +144,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where to compute."""
     parser.add_argument(
         "--device", default="auto", help='"cpu", "cuda", "cuda:1"; default: a GPU if there is one'
+    )
+
+
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Add the option for augmentation at test time."""
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="look at every image in three sizes, and mirrored if the model was trained so: "
+        "slower, often a little better",
     )
 
 

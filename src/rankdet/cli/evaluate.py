@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device
+from rankdet.cli.common import add_device, add_tta
 
 EXAMPLES = """\
 examples:
@@ -35,6 +35,7 @@ def add_to(verbs: Any) -> None:
         action="store_true",
         help="do not write the LRP-optimal thresholds of this split into the model",
     )
+    add_tta(parser)
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -50,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
     from rankdet.cli.reporting import write_report
     from rankdet.cli.running import splits
     from rankdet.config.assemble import Hardware, testing_loader, workers_for
-    from rankdet.config.build import build_post_process
+    from rankdet.config.build_model import build_post_process
     from rankdet.data.imageset import to_coco
     from rankdet.engine.detecting import detect, to_results
     from rankdet.engine.files import write_json
@@ -79,6 +80,7 @@ def run(given: argparse.Namespace) -> int:
                 build_post_process(model.recipe),
                 loader,
                 device=torch.device(device),
+                look=model.look() if given.tta else None,
             ),
             "detecting",
             total=len(images),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rankdet import __version__
-from rankdet.cli import data, demo, evaluate, predict, recipes, train
+from rankdet.cli import compare, data, demo, evaluate, predict, recipes, score, train
 
 EXAMPLES = """\
 examples:
@@ -19,6 +19,8 @@ examples:
   rankdet train --data photos/                  train a detector on it
   rankdet evaluate runs/photos-1/best.safetensors --data photos/
   rankdet predict runs/photos-1/best.safetensors new/ --out found/
+  rankdet score --ground-truth val.json --detections results.json --html report.html
+  rankdet compare runs/photos-1 runs/photos-2   what got better, what worse
 
 `rankdet VERB --help` explains each verb. Completion for your shell:
   rankdet --print-completion bash > ~/.local/share/bash-completion/completions/rankdet
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     verbs = whole.add_subparsers(title="verbs", metavar="VERB", dest="verb")
-    for verb in (demo, train, evaluate, predict, data, recipes):
+    for verb in (demo, train, evaluate, predict, score, compare, data, recipes):
         verb.add_to(verbs)
     return whole
 
@@ -85,6 +87,10 @@ def _is_ours(error: Exception) -> bool:
         from rankdet.config.load import RecipeError
 
         kinds = (*kinds, RecipeError)
+    if "rankdet.eval.files" in sys.modules:
+        from rankdet.eval.files import EvaluationFileError
+
+        kinds = (*kinds, EvaluationFileError)
     return isinstance(error, kinds)
 
 

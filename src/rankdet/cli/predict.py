@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device
+from rankdet.cli.common import add_device, add_tta
 
 EXAMPLES = """\
 examples:
@@ -34,6 +34,7 @@ def add_to(verbs: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--threshold", type=float, help="keep scores from this on, in all classes")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    add_tta(parser)
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -52,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
     voice = Voice()
     out = Path(given.out)
     model = load(Path(given.model), device_of(given))
-    predictor = model.predictor(given.threshold)
+    predictor = model.predictor(given.threshold, tta=given.tta)
     voice.say(_thresholds(model.card, given.threshold))
     paths = list(find_images(given.images, out))
     bad: list[str] = []

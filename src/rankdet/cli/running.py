@@ -198,7 +198,7 @@ def environment() -> dict[str, Any]:
     """Return what a run depends on beside its recipe."""
     import torch
 
-    packages = ("torch", "torchvision", "pytorch-lightning", "numpy", "pillow", "faster-coco-eval")
+    packages = ("torch", "torchvision", "pytorch-lightning", "numpy", "pillow")
     return {
         "command": command_line(),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -12,14 +12,13 @@ import torch
 from rankdet import __version__
 from rankdet.config.build import (
     build_augment,
-    build_criterion,
-    build_detector,
     build_optimizer,
-    build_post_process,
     build_schedule,
     build_test_resize,
     total_steps,
 )
+from rankdet.config.build_criterion import build_criterion
+from rankdet.config.build_model import build_detector, build_post_process
 from rankdet.config.load import dump
 from rankdet.config.recipe import Recipe, RecipeError
 from rankdet.data.imageset import ImageSet, to_coco

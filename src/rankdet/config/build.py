@@ -1,4 +1,4 @@
-"""From the names in a recipe to objects: the one place where a text becomes a class."""
+"""From the names in a recipe to what moves weights and images; see `build_model` for the rest."""
 
 from __future__ import annotations
 
@@ -9,22 +9,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rankdet.assign.atss import ATSSAssigner
-from rankdet.assign.max_iou import MaxIoUAssigner
 from rankdet.config import parts
-from rankdet.config.recipe import Recipe, RecipeError
-from rankdet.criteria.alrp import ALRPCriterion
-from rankdet.criteria.balance import Balance, LearnedBalance, ScalarBalance, SelfBalance
-from rankdet.criteria.dense import (
-    APClassification,
-    Box,
-    Classification,
-    DenseCriterion,
-    FocalClassification,
-    IoUBox,
-    SmoothL1Box,
-)
-from rankdet.criteria.rank_sort import RankSortCriterion
+from rankdet.config.recipe import Recipe
+from rankdet.criteria.balance import LearnedBalance
 from rankdet.data.transforms import (
     LightAugment,
     PlainResize,
@@ -32,118 +19,6 @@ from rankdet.data.transforms import (
     TestResize,
     Transform,
 )
-from rankdet.models.atss import atss
-from rankdet.models.backbones import build_backbone
-from rankdet.models.detector import Detector
-from rankdet.models.postprocess import PostProcess
-from rankdet.models.retinanet import retinanet
-from rankdet.ops.box_codes import DeltaCoder
-
-
-def build_detector(recipe: Recipe, classes: int) -> Detector:
-    """Return the network of a recipe, its new parts with random weights.
-
-    Args:
-        recipe: of the run.
-        classes: C, 1 or more.
-
-    Raises:
-        RecipeError: the weights of the backbone cannot be had, or do not fit it.
-    """
-    model = recipe.model
-    try:
-        backbone = build_backbone(
-            model.backbone,
-            weights=model.weights,
-            frozen_stages=model.frozen_stages,
-            norm=model.norm,
-        )
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"model.weights: {error}") from error
-    match model.detector:
-        case "retinanet":
-            return retinanet(
-                classes,
-                backbone=backbone,
-                channels=model.fpn_channels,
-                levels=model.levels,
-                extra=model.extra_levels,
-                convs=model.head_convs,
-                norm=model.head_norm,
-                scale=model.anchors.scale,
-                octave_scales=model.anchors.octave_scales,
-                ratios=model.anchors.ratios,
-                class_prior=model.class_prior,
-                coder=DeltaCoder(model.box_stds),
-            )
-        case "atss":
-            return atss(
-                classes,
-                backbone=backbone,
-                channels=model.fpn_channels,
-                levels=model.levels,
-                extra=model.extra_levels,
-                convs=model.head_convs,
-                norm=model.head_norm,
-                scale=model.anchors.scale,
-                octave_scales=model.anchors.octave_scales,
-                ratios=model.anchors.ratios,
-                centreness=model.centreness,
-                level_scales=model.level_scales,
-                class_prior=model.class_prior,
-                coder=DeltaCoder(model.box_stds),
-            )
-
-
-def build_assigner(recipe: Recipe) -> MaxIoUAssigner | ATSSAssigner:
-    """Return what decides who is positive."""
-    match recipe.assigner:
-        case parts.MaxIoU() as rule:
-            return MaxIoUAssigner(
-                positive=rule.positive,
-                negative=rule.negative,
-                min_positive=rule.min_positive,
-                low_quality=rule.low_quality,
-                crowd_overlap=rule.crowd_overlap,
-            )
-        case parts.ATSS() as rule:
-            return ATSSAssigner(top_k=rule.top_k, crowd_overlap=rule.crowd_overlap)
-
-
-def build_criterion(recipe: Recipe) -> DenseCriterion | ALRPCriterion | RankSortCriterion:
-    """Return what is minimised."""
-    assigner = build_assigner(recipe)
-    match recipe.criterion:
-        case parts.Dense() as loss:
-            return DenseCriterion(
-                assigner,
-                _classification(loss),
-                _box(loss),
-                box_weight=loss.box_weight,
-                centreness=recipe.model.centreness,
-            )
-        case parts.ALRP() as loss:
-            return ALRPCriterion(
-                assigner,
-                _balance(loss),
-                delta=loss.delta,
-                tau=loss.tau,
-                box=loss.box,
-                loc_ranking=loss.loc_ranking,
-            )
-        case parts.RankSort() as loss:
-            return RankSortCriterion(assigner, delta=loss.delta)
-
-
-def build_post_process(recipe: Recipe) -> PostProcess:
-    """Return what turns predictions into detections."""
-    test = recipe.test
-    return PostProcess(
-        candidates=test.candidates,
-        score_threshold=test.score_threshold,
-        nms_iou=test.nms_iou,
-        max_detections=test.max_detections,
-    )
 
 
 def build_augment(recipe: Recipe) -> Transform:
@@ -258,32 +133,6 @@ def total_steps(recipe: Recipe, images: int) -> int:
     assert schedule.epochs is not None  # the recipe has one of the two
     # 0.1 * 30 is a little more than 3.
     return max(1, math.ceil(round(schedule.epochs * images / recipe.batch.size, 6)))
-
-
-def _classification(loss: parts.Dense) -> Classification:
-    match loss.classification:
-        case parts.Focal() as focal:
-            return FocalClassification(alpha=focal.alpha, gamma=focal.gamma)
-        case parts.AveragePrecision() as ap:
-            return APClassification(delta=ap.delta, interpolated=ap.interpolated)
-
-
-def _box(loss: parts.Dense) -> Box:
-    match loss.box:
-        case parts.SmoothL1() as box:
-            return SmoothL1Box(beta=box.beta, per=box.per)
-        case parts.IoUFamily() as box:
-            return IoUBox(kind=box.kind)
-
-
-def _balance(loss: parts.ALRP) -> Balance:
-    match loss.balance:
-        case parts.SelfBalance() as balance:
-            return SelfBalance(balance.initial)
-        case parts.ScalarBalance() as balance:
-            return ScalarBalance(balance.w_r)
-        case parts.LearnedBalance():
-            return LearnedBalance()
 
 
 def _can_be_fused(recipe: Recipe, weights: set[nn.Parameter]) -> bool:

@@ -1,5 +1,7 @@
 """The parts of a recipe that come in several kinds, and what all groups of keys have in common.
 
+Here are assigners, augmentation and schedules; `rankdet.config.losses` has what is minimised.
+
 Each kind is a class, and `kind` the key that names it. The text below a field is what the command
 line shows as its explanation.
 """
@@ -14,11 +16,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-IoUKind = Literal["iou", "giou", "diou", "ciou"]
 # YAML has lists only; a recipe is frozen throughout.
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Strict(False)]
 Ratios = Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1, max_length=64)]
 Scales = Annotated[tuple[Positive, Positive], Strict(False)]
+Range = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1e9)], Annotated[float, Field(gt=0, le=1e9)]],
+    Strict(False),
+]
+Ranges = Annotated[tuple[Range, ...], Strict(False), Field(min_length=1, max_length=16)]
 Stds = Annotated[tuple[Positive, Positive, Positive, Positive], Strict(False)]
 
 
@@ -69,106 +75,46 @@ class ATSS(Section):
     """Share of an anchor within a crowd region from which it is ignored; null: never."""
 
 
-class Focal(Section):
-    """Focal loss, per positive."""
+class FCOS(Section):
+    """Positive are the points within an object, on the level that is meant for its distances."""
 
-    kind: Literal["focal"] = "focal"
-    alpha: Share = 0.25
-    """Weight of the positives; the negatives have the rest."""
-    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
-    """How little what is nearly right counts: 0, or 1 and more."""
-
-    @model_validator(mode="after")
-    def _has_a_gradient(self) -> Self:
-        if 0 < self.gamma < 1:
-            raise ValueError(f"gamma must be 0, or 1 and more, got {self.gamma:g}")
-        return self
+    kind: Literal["fcos"] = "fcos"
+    regress_ranges: Ranges = ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
+    """For each level, the largest distance to a side of the object, in pixels: from, to."""
+    centre_radius: Positive | None = 1.5
+    """How far from the centre of an object, in strides; null: anywhere within it."""
+    crowd_overlap: Share | None = 0.5
+    """Share of a place within a crowd region from which it is ignored; null: never."""
 
 
-class AveragePrecision(Section):
-    """AP Loss, of one ranking of a whole micro-batch."""
+class Fovea(Section):
+    """Positive are the points in the middle of an object, on the levels meant for its size."""
 
-    kind: Literal["ap"] = "ap"
-    delta: Weight = 1.0
-    """Half-width of the smoothed step, in units of the logits."""
-    interpolated: bool = True
-    """Whether precision is interpolated."""
-
-
-class SmoothL1(Section):
-    """Smooth L1 loss of the box codes."""
-
-    kind: Literal["smooth_l1"] = "smooth_l1"
-    beta: Weight = 0.11
-    """Where its quadratic and its linear piece meet, in units of the codes."""
-    per: Literal["positive", "number"] = "positive"
-    """Whether the four numbers of a box are added up or averaged."""
+    kind: Literal["fovea"] = "fovea"
+    scale_ranges: Ranges = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+    """For each level, the square root of an object's area in pixels: from, to."""
+    sigma: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of the sides of an object that is its middle."""
+    crowd_overlap: Share | None = 0.5
+    """Share of a place within a crowd region from which it is ignored; null: never."""
 
 
-class IoUFamily(Section):
-    """A loss of the overlap of predicted box and object."""
+class PAA(Section):
+    """Positive are the anchors that the detector itself does best with, split by a mixture."""
 
-    kind: IoUKind = "giou"
-
-
-class Dense(Section):
-    """Any classification loss and any box loss, added up."""
-
-    kind: Literal["dense"] = "dense"
-    classification: Annotated[Focal | AveragePrecision, Field(discriminator="kind")] = Focal()
-    """How classes are learned."""
-    box: Annotated[SmoothL1 | IoUFamily, Field(discriminator="kind")] = SmoothL1()
-    """How boxes are learned."""
+    kind: Literal["paa"] = "paa"
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """IoU from which an anchor is a candidate."""
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 9
+    """Best candidates of each level that the mixture is fitted to."""
     box_weight: Weight = 1.0
-    """What the box loss is multiplied by."""
+    """Of the box loss in the cost of an anchor."""
 
 
-class SelfBalance(Section):
-    """Localisation counts as much as the whole loss did in the last period."""
+class NoAssigner(Section):
+    """None: the criterion learns who is positive (free_anchor)."""
 
-    kind: Literal["self"] = "self"
-    initial: Positive = 50.0
-    """Weight of localisation until the first period ends."""
-
-
-class ScalarBalance(Section):
-    """A constant weight."""
-
-    kind: Literal["scalar"] = "scalar"
-    w_r: Weight = 10.0
-    """What localisation is multiplied by."""
-
-
-class LearnedBalance(Section):
-    """Two learned uncertainties."""
-
-    kind: Literal["learned"] = "learned"
-
-
-class ALRP(Section):
-    """aLRP Loss: classification and localisation in one ranking of a whole micro-batch."""
-
-    kind: Literal["alrp"] = "alrp"
-    delta: Weight = 1.0
-    """Half-width of the smoothed step, in units of the logits."""
-    tau: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """IoU from which a positive counts as such."""
-    box: IoUKind = "giou"
-    """What the localisation error is measured by."""
-    loc_ranking: Literal["smooth", "hard"] = "smooth"
-    """How positives rank among themselves in the localisation part; hard: as the authors' code."""
-    balance: Annotated[
-        SelfBalance | ScalarBalance | LearnedBalance, Field(discriminator="kind")
-    ] = SelfBalance()
-    """How localisation is weighed against classification."""
-
-
-class RankSort(Section):
-    """Rank & Sort Loss, of one ranking of a whole micro-batch."""
-
-    kind: Literal["rank_sort"] = "rank_sort"
-    delta: Weight = 0.5
-    """Half-width of the smoothed step, in units of the logits."""
+    kind: Literal["none"] = "none"
 
 
 class SSDAugment(Section):
@@ -238,6 +184,5 @@ class FlatLinear(Section):
     """Share of the run in which it falls."""
 
 
-Assigner = Annotated[MaxIoU | ATSS, Field(discriminator="kind")]
-Criterion = Annotated[Dense | ALRP | RankSort, Field(discriminator="kind")]
+Assigner = Annotated[MaxIoU | ATSS | FCOS | Fovea | PAA | NoAssigner, Field(discriminator="kind")]
 Decay = Annotated[Drops | FlatLinear, Field(discriminator="kind")]

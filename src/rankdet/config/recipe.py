@@ -10,19 +10,20 @@ PyTorch: a recipe is read and checked before anything heavy is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rankdet.config.losses import ALRP, Criterion, Dense, FreeAnchor, PAALoss, TwoStage
 from rankdet.config.parts import (
-    ALRP,
+    FCOS,
     Assigner,
     Augment,
     Count,
-    Criterion,
     Decay,
-    Dense,
     Drops,
+    Fovea,
     MaxIoU,
     Positive,
     Ratios,
@@ -37,6 +38,12 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; the message says where, which key, and what would do."""
 
 
+BackboneName = (
+    Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_64x4d", "tiny"]
+    | Annotated[str, Field(pattern=r"^timm:[\w.-]+$")]
+)
+
+
 class Anchors(Section):
     """The boxes that predictions start from, at each place of each level."""
 
@@ -48,27 +55,57 @@ class Anchors(Section):
     """Height / width of the anchors."""
 
 
+class Regions(Section):
+    """The second stage of faster_rcnn; other detectors have none."""
+
+    hidden: Annotated[int, Field(ge=8, le=65536)] = 1024
+    """Width of its two layers."""
+    pooled_size: Annotated[int, Field(ge=1, le=64)] = 7
+    """Cells along a side of a region."""
+    background: bool = False
+    """Whether scores are a softmax over classes and background, not a sigmoid of each class."""
+    agnostic: bool = False
+    """Whether all classes share one box."""
+    class_prior: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability that it gives to every class before it is trained; not with background."""
+    box_stds: Stds = (0.1, 0.1, 0.2, 0.2)
+    """What its box codes are divided by."""
+    number: Annotated[int, Field(ge=1, le=10**5)] = 1000
+    """Regions of an image."""
+    candidates: Annotated[int, Field(ge=1, le=10**6)] = 1000
+    """Anchors of each level that may become regions; twice as many in training."""
+    nms_iou: Share = 0.7
+    """IoU above which the lower of two regions of a level is a duplicate."""
+    add_objects: bool = False
+    """Whether the objects of a training image become regions as well."""
+
+
 class Model(Section):
     """The network."""
 
-    detector: Literal["retinanet", "atss"] = "retinanet"
-    """Two towers shared by all levels; atss may also have centreness and level_scales. Who is
-    positive is assigner.kind, with either."""
-    backbone: Literal["resnet18", "resnet50", "resnet101", "tiny"] = "resnet50"
-    """tiny has 16 to 128 channels and trains from scratch on a CPU."""
+    detector: Literal["retinanet", "atss", "fovea", "fcos", "faster_rcnn"] = "retinanet"
+    """retinanet and atss start from anchors, fovea and fcos from points, with two towers shared by
+    all levels; faster_rcnn looks twice. Who is positive is assigner.kind."""
+    backbone: BackboneName = "resnet50"
+    """tiny has 16 to 128 channels and trains from scratch on a CPU; timm:NAME is any network of the
+    timm library, which has to be installed."""
     weights: str | None = "IMAGENET1K_V1"
     """Where the backbone starts: a torchvision name (IMAGENET1K_V1, DEFAULT), the path of a
     .safetensors or .pth file, or null for random weights."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 1
     """First stages of the backbone that are not trained; the stem is frozen with the first."""
-    norm: Literal["frozen", "batch", "group"] = "frozen"
-    """Normalisation in the backbone; frozen: batch norm that keeps what it starts with."""
+    norm: Literal["frozen", "frozen_statistics", "batch", "group"] = "frozen_statistics"
+    """Normalisation in the backbone; frozen: batch norm that keeps what it starts with;
+    frozen_statistics: its scale and shift are learned."""
+    deformable_stages: Annotated[int, Field(ge=0, le=3)] = 0
+    """Last stages of the backbone whose 3 x 3 convolutions are deformable."""
     fpn_channels: Annotated[int, Field(ge=8, le=4096)] = 256
     """Channels of every level of the feature pyramid, and of the towers."""
     levels: Annotated[int, Field(ge=3, le=7)] = 5
     """Feature levels, of strides 8, 16, 32, ... pixels."""
     extra_levels: Literal["p5", "c5"] = "c5"
-    """What the levels above stride 32 are made from: the pyramid's or the backbone's last map."""
+    """What the levels above stride 32 are made from: the pyramid's or the backbone's last map;
+    faster_rcnn takes every second place of the pyramid's last map."""
     head_convs: Annotated[int, Field(ge=0, le=16)] = 4
     """Convolutions of each of the two towers."""
     head_norm: Literal["group"] | None = None
@@ -77,19 +114,33 @@ class Model(Section):
     """Probability that an untrained detector gives to every class at every place. Ranking losses
     barely move the general level of the scores, so this also sets how high they end."""
     centreness: bool = False
-    """Whether a branch learns how central a place is to its object; for atss with dense losses."""
+    """Whether a branch learns how central a place is to its object; for atss and fcos with dense
+    losses."""
+    iou_branch: bool = False
+    """Whether a branch learns the IoU of a box with its object; for atss with criterion paa."""
     level_scales: bool = False
-    """Whether the box codes of each level are multiplied by a learned number; for atss."""
+    """Whether the box codes of each level are multiplied by a learned number; atss and fcos."""
     anchors: Anchors = Anchors()
-    """The boxes that predictions start from."""
+    """The boxes that predictions start from; fovea and fcos have none."""
+    regions: Regions = Regions()
+    """The second stage of faster_rcnn."""
     box_stds: Stds = (0.1, 0.1, 0.2, 0.2)
     """What the box codes dx, dy, dw, dh are divided by."""
 
     @model_validator(mode="after")
     def _detector_has_it(self) -> Self:
-        for key in ("centreness", "level_scales"):
-            if getattr(self, key) and self.detector != "atss":
-                raise ValueError(f"{key} needs detector atss, got {self.detector}")
+        having = {
+            "centreness": ("atss", "fcos"),
+            "iou_branch": ("atss",),
+            "level_scales": ("atss", "fcos"),
+        }
+        for key, detectors in having.items():
+            if getattr(self, key) and self.detector not in detectors:
+                raise ValueError(
+                    f"{key} needs detector {' or '.join(detectors)}, got {self.detector}"
+                )
+        if self.centreness and self.iou_branch:
+            raise ValueError("a detector has centreness or iou_branch, not both")
         return self
 
 
@@ -204,6 +255,8 @@ class Detecting(Section):
     score_threshold: Share | None = None
     """Score that a detection needs; null: any. Ranking losses give low scores to good boxes: a
     fixed threshold throws those away."""
+    nms: Literal["hard", "soft"] = "hard"
+    """What happens to duplicates: they go, or their scores decay with the overlap."""
     nms_iou: Share = 0.5
     """IoU above which the lower of two detections of a class is a duplicate."""
     max_detections: Annotated[int, Field(ge=1, le=10**5)] = 100
@@ -237,10 +290,51 @@ class Recipe(Section):
     """From predictions to detections."""
 
     @model_validator(mode="after")
-    def _branches_fit(self) -> Self:
-        if self.model.centreness and not isinstance(self.criterion, Dense):
-            raise ValueError(
-                f"model.centreness needs criterion.kind dense: {self.criterion.kind} gives the "
-                f"branch nothing to learn from"
-            )
+    def _parts_fit(self) -> Self:
+        for fault in _misfits(self):
+            raise ValueError(fault)
         return self
+
+
+def _misfits(recipe: Recipe) -> Iterator[str]:
+    """Say what in a recipe cannot go together."""
+    model, criterion, assigner = recipe.model, recipe.criterion, recipe.assigner
+    two_stages = isinstance(criterion, TwoStage)
+    learned = isinstance(criterion, FreeAnchor)
+    predicts_iou = isinstance(criterion, PAALoss)
+    if model.centreness and not isinstance(criterion, Dense):
+        yield (
+            f"model.centreness needs criterion.kind dense: {criterion.kind} gives the branch "
+            f"nothing to learn from"
+        )
+    if model.iou_branch != predicts_iou:
+        yield "model.iou_branch and criterion.kind paa need each other"
+    if (model.detector == "faster_rcnn") != two_stages:
+        yield (
+            f"model.detector faster_rcnn and criterion.kind two_stage need each other, got "
+            f"{model.detector} and {criterion.kind}"
+        )
+    if (assigner.kind == "none") != learned:
+        yield (
+            f"assigner.kind none and criterion.kind free_anchor need each other, got "
+            f"{assigner.kind} and {criterion.kind}"
+        )
+    if two_stages and assigner.kind == "paa":
+        yield "model.detector faster_rcnn needs assigner.kind max_iou or atss, got paa"
+    points = model.detector in ("fovea", "fcos")
+    if points != isinstance(assigner, Fovea | FCOS):
+        needed = "fcos or fovea" if points else "max_iou or atss"
+        yield f"model.detector {model.detector} needs assigner.kind {needed}, got {assigner.kind}"
+    ranges = {}
+    if isinstance(assigner, Fovea):
+        ranges["scale_ranges"] = assigner.scale_ranges
+    if isinstance(assigner, FCOS):
+        ranges["regress_ranges"] = assigner.regress_ranges
+    for key, given in ranges.items():
+        if len(given) != model.levels:
+            yield (
+                f"assigner.{key} must hold one range for each of the model.levels "
+                f"({model.levels}), got {len(given)}"
+            )
+    if isinstance(criterion, Dense) and criterion.weighting and model.centreness:
+        yield "criterion.weighting has no place beside model.centreness"

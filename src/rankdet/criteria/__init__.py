@@ -10,33 +10,60 @@ from rankdet.criteria.balance import (
     ScalarBalance,
     SelfBalance,
 )
+from rankdet.criteria.cross_entropy import CrossEntropyCriterion
 from rankdet.criteria.dense import (
     APClassification,
     Box,
     Classification,
     DenseCriterion,
+    DRClassification,
     FocalClassification,
     IoUBox,
     SmoothL1Box,
+    Weighting,
 )
-from rankdet.criteria.matching import Matches, match
+from rankdet.criteria.free_anchor import FreeAnchorCriterion
+from rankdet.criteria.matching import Matches, PredictiveAssigner, match
+from rankdet.criteria.paa import FocalGIoUCost, PAACriterion
+from rankdet.criteria.quality import (
+    IoUWeighting,
+    QualityFocalClassification,
+    ScoreWeighting,
+    VarifocalClassification,
+)
 from rankdet.criteria.rank_sort import RankSortCriterion
+from rankdet.criteria.regions import AlreadyMatched, RegionCriterion
+from rankdet.criteria.two_stage import TwoStageCriterion
 
 __all__ = [
     "ALRPCriterion",
     "APClassification",
+    "AlreadyMatched",
     "Balance",
     "Balanced",
     "Box",
     "Classification",
+    "CrossEntropyCriterion",
+    "DRClassification",
     "DenseCriterion",
     "FocalClassification",
+    "FocalGIoUCost",
+    "FreeAnchorCriterion",
     "IoUBox",
+    "IoUWeighting",
     "LearnedBalance",
     "Matches",
+    "PAACriterion",
+    "PredictiveAssigner",
+    "QualityFocalClassification",
     "RankSortCriterion",
+    "RegionCriterion",
     "ScalarBalance",
+    "ScoreWeighting",
     "SelfBalance",
     "SmoothL1Box",
+    "TwoStageCriterion",
+    "VarifocalClassification",
+    "Weighting",
     "match",
 ]

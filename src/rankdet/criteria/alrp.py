@@ -6,7 +6,7 @@ Classification and Localisation in Object Detection", NeurIPS 2020.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import nn
 
@@ -18,7 +18,10 @@ from rankdet.structures import LossTerms
 
 if TYPE_CHECKING:
     from rankdet.criteria.balance import Balance
+    from rankdet.criteria.matching import PredictiveAssigner
     from rankdet.structures import Assigner, Predictions, Targets
+
+Frame = Literal["prior", "pixels"]
 
 
 class ALRPCriterion(nn.Module):
@@ -27,9 +30,7 @@ class ALRPCriterion(nn.Module):
         total = classification + weight * localisation
 
     with the weight of ``balance``. The localisation error of a positive is that of its predicted
-    box and its object; for IoU and GIoU both are taken through the box codes into the frame of
-    the prior, as in the authors' code, for DIoU and CIoU they are in pixels. Each process of a
-    distributed training ranks its own batch.
+    box and its object. Each process of a distributed training ranks its own batch.
 
     Args:
         assigner: decides who is positive.
@@ -40,7 +41,11 @@ class ALRPCriterion(nn.Module):
         box: box loss of the localisation error: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
         loc_ranking: how positives rank among themselves in the localisation part; ``"hard"`` is
             the authors' code, see `rankdet.losses.alrp_loss`.
-        eps: of the box loss, in squared sides of the prior (px² for DIoU and CIoU).
+        eps: of the box loss, in the square of the unit of ``frame``.
+        frame: where IoU and GIoU are taken. ``"prior"``: both boxes go through the box codes into
+            the frame of the prior, as in the authors' dense heads; ``"pixels"``, as in their
+            head for regions. The two differ by ``eps`` and by the limits of the codes. DIoU and
+            CIoU are always in pixels.
 
     Gradient: error sharing for the logits, ordinary derivative for the codes; see
     `rankdet.losses.alrp_loss`.
@@ -53,7 +58,7 @@ class ALRPCriterion(nn.Module):
 
     def __init__(
         self,
-        assigner: Assigner,
+        assigner: Assigner | PredictiveAssigner,
         balance: Balance,
         *,
         delta: float = 1.0,
@@ -61,13 +66,16 @@ class ALRPCriterion(nn.Module):
         box: str = "giou",
         loc_ranking: LocRanking = "smooth",
         eps: float = 1e-6,
+        frame: Frame = "prior",
     ) -> None:
         super().__init__()
         require_choice("box", box, ("iou", "giou", "diou", "ciou"))
+        require_choice("frame", frame, get_args(Frame))
         self.assigner = assigner
         self.balance = balance
         self.delta, self.tau, self.box, self.eps = delta, tau, box, eps
         self.loc_ranking: LocRanking = loc_ranking
+        self.frame: Frame = frame
 
     def forward(self, predictions: Predictions, targets: Targets) -> LossTerms:
         """Return the loss of a batch.
@@ -87,7 +95,7 @@ class ALRPCriterion(nn.Module):
         """
         require_branches(self.needs, predictions.branches)
         matches = match(self.assigner, predictions, targets)
-        relative = self.box in ("iou", "giou")
+        relative = self.frame == "prior" and self.box in ("iou", "giou")
         pred, target = matches.in_prior_frame() if relative else matches.in_pixels()
         errors = localisation_errors(pred, target, kind=self.box, tau=self.tau, eps=self.eps)
         terms = alrp_loss(
@@ -114,5 +122,5 @@ class ALRPCriterion(nn.Module):
         """Show the settings."""
         return (
             f"assigner={self.assigner}, delta={self.delta}, tau={self.tau}, box={self.box}, "
-            f"loc_ranking={self.loc_ranking}, eps={self.eps}"
+            f"loc_ranking={self.loc_ranking}, eps={self.eps}, frame={self.frame}"
         )

@@ -3,13 +3,17 @@
 Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017 (focal loss
 and its normaliser).
 Chen et al., "Towards Accurate One-Stage Object Detection with AP-Loss", CVPR 2019 (AP Loss).
+Qian, Chen, Li, Jin, "DR Loss: Improving Object Detection by Distributional Ranking", CVPR 2020.
 Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019
 (centreness).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -19,6 +23,7 @@ from torch.nn import functional
 from rankdet.criteria.matching import Matches, match, normaliser_of, require_branches
 from rankdet.losses.ap import ap_loss
 from rankdet.losses.boxes import ciou_loss, diou_loss, giou_loss, iou_loss, smooth_l1
+from rankdet.losses.dr import dr_loss
 from rankdet.losses.focal import focal_loss
 from rankdet.ops.checks import (
     require_choice,
@@ -29,11 +34,16 @@ from rankdet.ops.checks import (
 from rankdet.structures import LossTerms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from rankdet.criteria.matching import PredictiveAssigner
     from rankdet.structures import Assigner, Predictions, Targets
 
-_IOU_LOSSES = {"iou": iou_loss, "giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+_IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "iou": iou_loss,
+    "log_iou": partial(iou_loss, form="log"),
+    "giou": giou_loss,
+    "diou": diou_loss,
+    "ciou": ciou_loss,
+}
 
 
 class Classification(Protocol):
@@ -62,18 +72,34 @@ class Box(Protocol):
         ...
 
 
+class Weighting(Protocol):
+    """How much the box loss of each positive counts, as a part of `DenseCriterion`."""
+
+    def __call__(self, logits: Tensor, matches: Matches, /) -> Tensor:
+        """Return the weight of each positive, [P], 0 and more, in the dtype of the codes.
+
+        Args:
+            logits: [B, A, C], floating.
+            matches: the positives.
+
+        Gradient: none.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class FocalClassification:
     """Focal loss, summed over everything not ignored, per positive.
 
     The positives are those of all processes, divided by the number of processes; at least 1.
-    If no process has one, the loss is 0.
     """
 
     alpha: float = 0.25
     """Weight of the positives, in [0, 1]."""
     gamma: float = 2.0
     """0, or 1 and more."""
+    count_images: bool = False
+    """Whether each image counts as one more positive in the normaliser, as in FoveaBox."""
 
     def __post_init__(self) -> None:
         require_fraction("alpha", self.alpha)
@@ -81,6 +107,8 @@ class FocalClassification:
 
     def __call__(self, logits: Tensor, matches: Matches, normaliser: float | Tensor) -> Tensor:
         """Return the loss of a batch; see `Classification`. An ordinary derivative."""
+        if self.count_images:
+            normaliser = normaliser_of(matches.count + logits.shape[0], device=logits.device)
         return focal_loss(
             logits.reshape(-1),
             matches.targets,
@@ -110,6 +138,42 @@ class APClassification:
 
 
 @dataclass(frozen=True)
+class DRClassification:
+    """DR loss: one pair of distributions, of positives and negatives, for all logits of the batch.
+
+    There is no normaliser, and each process has its own pair. The loss is never 0: without
+    positives it still pushes the negatives down.
+    """
+
+    margin: float = 0.5
+    """By how much the positives shall exceed the negatives, as a probability."""
+    pos_lambda: float = 1.0
+    """Above 0; the smaller, the more the lowest positive counts."""
+    neg_lambda: float = 0.1 / math.log(3.5)
+    """Above 0; the smaller, the more the highest negative counts."""
+    smoothness: float = 6.0
+    """L of the paper, above 0: how sharp the hinge is."""
+    tau: float = 4.0
+    """Scale of the loss, above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("pos_lambda", "neg_lambda", "smoothness", "tau"):
+            require_positive(name, getattr(self, name))
+
+    def __call__(self, logits: Tensor, matches: Matches, _normaliser: float | Tensor) -> Tensor:
+        """Return the loss of a batch; see `Classification`. An ordinary derivative."""
+        return dr_loss(
+            logits.reshape(-1),
+            matches.targets,
+            margin=self.margin,
+            pos_lambda=self.pos_lambda,
+            neg_lambda=self.neg_lambda,
+            smoothness=self.smoothness,
+            tau=self.tau,
+        )
+
+
+@dataclass(frozen=True)
 class SmoothL1Box:
     """Smooth L1 loss of the codes of a box."""
 
@@ -133,9 +197,9 @@ class IoUBox:
     """A loss of the IoU family, of boxes in pixels."""
 
     kind: str = "giou"
-    """``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``."""
+    """``"iou"``, ``"log_iou"`` (-log IoU), ``"giou"``, ``"diou"`` or ``"ciou"``."""
     eps: float = 1e-7
-    """Of the loss, in px²."""
+    """Of the loss, in px²; with ``"log_iou"`` also the least IoU."""
 
     def __post_init__(self) -> None:
         require_choice("kind", self.kind, tuple(_IOU_LOSSES))
@@ -144,8 +208,7 @@ class IoUBox:
     def __call__(self, matches: Matches) -> Tensor:
         """Return the loss of each positive, [P]. An ordinary derivative."""
         pred, target = matches.in_pixels()
-        loss: Callable[..., Tensor] = _IOU_LOSSES[self.kind]
-        return loss(pred, target, eps=self.eps)
+        return _IOU_LOSSES[self.kind](pred, target, eps=self.eps)
 
 
 class DenseCriterion(nn.Module):
@@ -154,9 +217,11 @@ class DenseCriterion(nn.Module):
         total = classification + box_weight * localisation (+ centreness)
 
     Localisation is the sum of the box losses over the number of positives; the mean number of
-    all processes, at least 1. With centreness, each box loss is weighted by the centreness of
-    its positive, their sum is divided by that of the weights (again at least 1), and the branch
-    learns the centreness by cross-entropy, averaged over the positives:
+    all processes, at least 1. With a weighting, each box loss is multiplied by its weight, and
+    their sum is divided by that of the weights (again the mean of all processes, at least 1).
+
+    With centreness, the weights are the centreness of each positive, and the branch learns it by
+    cross-entropy, averaged over the positives:
 
         centreness = sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))
 
@@ -168,6 +233,10 @@ class DenseCriterion(nn.Module):
         box: `SmoothL1Box`, `IoUBox` or your own.
         box_weight: zero or more; 2 is usual for focal loss beside GIoU.
         centreness: whether the predictions have a branch "centreness".
+        weighting: None, or how much each box loss counts; not beside centreness.
+
+    Raises:
+        ValueError: box_weight is below zero, or there are both centreness and a weighting.
 
     Gradient: that of the parts.
 
@@ -179,19 +248,26 @@ class DenseCriterion(nn.Module):
 
     def __init__(
         self,
-        assigner: Assigner,
+        assigner: Assigner | PredictiveAssigner,
         classification: Classification,
         box: Box,
         *,
         box_weight: float = 1.0,
         centreness: bool = False,
+        weighting: Weighting | None = None,
     ) -> None:
         super().__init__()
         require_positive("box_weight", box_weight, zero_allowed=True)
+        if centreness and weighting is not None:
+            raise ValueError(
+                f"with centreness the box losses are weighted by it: give no weighting, "
+                f"got {weighting}"
+            )
         self.assigner = assigner
         self.classification = classification
         self.box = box
         self.box_weight = box_weight
+        self.weighting = weighting
         self.needs = frozenset({"centreness"}) if centreness else frozenset()
 
     def forward(self, predictions: Predictions, targets: Targets) -> LossTerms:
@@ -203,8 +279,9 @@ class DenseCriterion(nn.Module):
 
         Returns:
             The loss, and its parts "classification", "localisation" (before its weight),
-            "centreness" if there is one, and "positives". If no process has positives the losses
-            are 0, with gradients of 0.
+            "centreness" if there is one, and "positives". If no process has positives,
+            localisation and centreness are 0 with gradients of 0, and classification is what its
+            loss makes of negatives alone.
 
         Raises:
             TypeError: logits or codes are not floating point.
@@ -214,22 +291,24 @@ class DenseCriterion(nn.Module):
         matches = match(self.assigner, predictions, targets)
         logits = predictions.logits
         normaliser = normaliser_of(matches.count, device=logits.device)
-        classification = self.classification(logits, matches, normaliser)
-        each = self.box(matches)
+        total = classification = self.classification(logits, matches, normaliser)
         parts = {"classification": classification.detach()}
+        each = self.box(matches)
         if "centreness" in self.needs:
-            wanted = _centreness(matches)
-            localisation = (each * wanted).sum()
-            localisation = localisation / normaliser_of(wanted.sum(), device=logits.device)
-            branch = predictions.branches["centreness"].reshape(-1)
-            found = branch.index_select(0, matches.places).to(wanted.dtype)
-            centreness = functional.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
-            centreness = centreness / normaliser
-            parts["centreness"] = centreness.detach()
-            total = torch.add(classification + centreness, localisation, alpha=self.box_weight)
+            weights = _centreness(matches)
+            branch = branch_loss(predictions.branches["centreness"], weights, matches, normaliser)
+            parts["centreness"] = branch.detach()
+            total = total + branch
+        elif self.weighting is not None:
+            weights = self.weighting(logits, matches)
         else:
-            localisation = each.sum() / normaliser
-            total = torch.add(classification, localisation, alpha=self.box_weight)
+            weights = None
+        localisation = (
+            each.sum() / normaliser
+            if weights is None
+            else (each * weights).sum() / normaliser_of(weights.sum(), device=logits.device)
+        )
+        total = torch.add(total, localisation, alpha=self.box_weight)
         parts["localisation"] = localisation.detach()
         parts["positives"] = matches.counted()
         return LossTerms(total, parts)
@@ -241,8 +320,30 @@ class DenseCriterion(nn.Module):
         """Show the parts."""
         return (
             f"assigner={self.assigner}, classification={self.classification}, box={self.box}, "
-            f"box_weight={self.box_weight:g}, centreness={'centreness' in self.needs}"
+            f"box_weight={self.box_weight:g}, centreness={'centreness' in self.needs}, "
+            f"weighting={self.weighting}"
         )
+
+
+def branch_loss(
+    branch: Tensor, wanted: Tensor, matches: Matches, normaliser: float | Tensor
+) -> Tensor:
+    """Cross-entropy of a branch with what it shall say of each positive, over a normaliser.
+
+    Args:
+        branch: [B, A] logits, floating.
+        wanted: [P] in [0, 1], taken as constant.
+        matches: the positives.
+        normaliser: a number above zero, or a 0-d tensor.
+
+    Returns:
+        0-d, in the dtype of ``wanted``. No positives: 0, with a gradient of 0.
+
+    Gradient: ordinary derivative.
+    """
+    found = branch.reshape(-1).index_select(0, matches.places).to(wanted.dtype)
+    entropy = functional.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
+    return entropy / normaliser
 
 
 def _centreness(matches: Matches) -> Tensor:

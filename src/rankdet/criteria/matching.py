@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributed
 
+from rankdet.ops.boxes import iou
 from rankdet.ops.checks import require_floating, require_shape
 from rankdet.ops.few import few_nonzero
 from rankdet.structures import IGNORED
 
 if TYPE_CHECKING:
-    from rankdet.structures import Assigner, BoxCoder, Predictions, Targets
+    from rankdet.structures import Assigner, Assignment, BoxCoder, Predictions, Targets
+
+
+@runtime_checkable
+class PredictiveAssigner(Protocol):
+    """Decides who is positive by what is predicted at present; never differentiated.
+
+    Wherever a criterion takes an assigner, it takes one of these too.
+    """
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        """Return the assignment of a batch."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +71,16 @@ class Matches:
         """
         return self.coder.decode(self.priors, self.codes), self.boxes
 
+    @torch.no_grad()
+    def ious(self) -> Tensor:
+        """Return the IoU of each predicted box with its object, [P] in [0, 1].
+
+        Gradient: none.
+        """
+        pred, target = self.in_pixels()
+        # Rounding may lift a quotient above 1 by a last digit.
+        return iou(pred, target.to(pred.dtype)).clamp_(max=1)
+
     def in_prior_frame(self) -> tuple[Tensor, Tensor]:
         """Return the predicted boxes and the objects, [P, 4] each, relative to the priors.
 
@@ -72,13 +95,15 @@ class Matches:
         return pred, target
 
 
-def match(assigner: Assigner, predictions: Predictions, targets: Targets) -> Matches:
+def match(
+    assigner: Assigner | PredictiveAssigner, predictions: Predictions, targets: Targets
+) -> Matches:
     """Assign the priors of a batch and gather its positives.
 
-    The host waits for the device once, for the number of positives.
+    The host waits for the device once, for the number of positives (and where the assigner does).
 
     Args:
-        assigner: decides who is positive.
+        assigner: decides who is positive, by the priors alone or by the predictions as well.
         predictions: of a batch.
         targets: of the same batch.
 
@@ -90,19 +115,15 @@ def match(assigner: Assigner, predictions: Predictions, targets: Targets) -> Mat
         ValueError: shapes do not fit each other, or a label is no class of the predictions
             (looked at on the CPU only, since elsewhere it would mean to wait for the device).
     """
-    logits, codes = predictions.logits, predictions.codes
-    require_floating("logits", logits)
-    require_floating("codes", codes)
-    require_shape("logits", logits, "B", "A", "C")
-    images, total, classes = logits.shape
-    require_shape("codes", codes, images, total, 4)
-    require_shape("prior boxes", predictions.priors.boxes, total, 4)
-    require_shape("target boxes", targets.boxes, images, "G", 4)
+    require_fitting(predictions, targets)
+    images, total, classes = predictions.logits.shape
     objects = targets.boxes.shape[1]
-    require_shape("target labels", targets.labels, images, objects)
 
     with torch.no_grad():
-        matched = assigner(predictions.priors, targets).matched
+        if isinstance(assigner, PredictiveAssigner):
+            matched = assigner.assign(predictions, targets).matched
+        else:
+            matched = assigner(predictions.priors, targets).matched
         require_shape("matched", matched, images, total)
         matched = matched.reshape(-1)
         index = few_nonzero(matched >= 0)
@@ -110,16 +131,42 @@ def match(assigner: Assigner, predictions: Predictions, targets: Targets) -> Mat
         prior = torch.sub(index, image, alpha=total)
         of_object = torch.add(matched.index_select(0, index), image, alpha=objects)
         labels = targets.labels.reshape(-1).index_select(0, of_object)
-        if labels.is_cpu:
-            _require_classes(labels, classes)
+        require_classes(labels, classes)
         entries = torch.add(labels, index, alpha=classes)
         kinds = (matched == IGNORED).to(torch.int8).neg_()
         kinds = kinds[:, None].expand(-1, classes).reshape(-1).index_fill_(0, entries, 1)
         boxes = targets.boxes.reshape(-1, 4).index_select(0, of_object)
         priors = predictions.priors.boxes.index_select(0, prior)
-    codes = codes.reshape(-1, 4).index_select(0, index)
+    codes = predictions.codes.reshape(-1, 4).index_select(0, index)
     codes = codes.to(torch.promote_types(codes.dtype, torch.float32))
     return Matches(kinds, entries, index, labels, codes, priors, boxes, predictions.coder)
+
+
+def require_fitting(predictions: Predictions, targets: Targets) -> None:
+    """Raise `TypeError` or `ValueError` unless predictions and targets have fitting shapes."""
+    logits, codes = predictions.logits, predictions.codes
+    require_floating("logits", logits)
+    require_floating("codes", codes)
+    require_shape("logits", logits, "B", "A", "C")
+    images, total, _ = logits.shape
+    require_shape("codes", codes, images, total, 4)
+    require_shape("prior boxes", predictions.priors.boxes, total, 4)
+    require_shape("target boxes", targets.boxes, images, "G", 4)
+    require_shape("target labels", targets.labels, images, targets.boxes.shape[1])
+
+
+def require_classes(labels: Tensor, classes: int) -> None:
+    """Raise `ValueError` unless all labels, [P], are classes; looks on the CPU only."""
+    # Such a label would mark a class of the next prior, and nothing would look wrong.
+    if not labels.is_cpu or torch.compiler.is_compiling() or not labels.numel():
+        return
+    lowest, highest = labels.aminmax()
+    if highest >= classes or lowest < 0:
+        wrong = highest if highest >= classes else lowest
+        raise ValueError(
+            f"labels of objects must be 0 to {classes - 1} for predictions of {classes} classes, "
+            f"got {int(wrong)}"
+        )
 
 
 def require_branches(needs: frozenset[str], branches: Mapping[str, Tensor]) -> None:
@@ -166,19 +213,6 @@ def normaliser_of(count: float | Tensor, *, device: torch.device) -> float | Ten
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return mean.clamp(min=1)
-
-
-def _require_classes(labels: Tensor, classes: int) -> None:
-    # Such a label would mark a class of the next prior, and nothing would look wrong.
-    if torch.compiler.is_compiling() or not labels.numel():
-        return
-    lowest, highest = labels.aminmax()
-    if highest >= classes or lowest < 0:
-        wrong = highest if highest >= classes else lowest
-        raise ValueError(
-            f"labels of objects must be 0 to {classes - 1} for predictions of {classes} classes, "
-            f"got {int(wrong)}"
-        )
 
 
 def _listed(names: Iterable[str]) -> str:

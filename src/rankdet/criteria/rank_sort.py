@@ -17,6 +17,7 @@ from rankdet.losses.rank_sort import rank_sort_loss
 from rankdet.structures import LossTerms
 
 if TYPE_CHECKING:
+    from rankdet.criteria.matching import PredictiveAssigner
     from rankdet.structures import Assigner, Predictions, Targets
 
 
@@ -47,7 +48,9 @@ class RankSortCriterion(nn.Module):
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, assigner: Assigner, *, delta: float = 0.5, eps: float = 1e-7) -> None:
+    def __init__(
+        self, assigner: Assigner | PredictiveAssigner, *, delta: float = 0.5, eps: float = 1e-7
+    ) -> None:
         super().__init__()
         self.assigner = assigner
         self.delta, self.eps = delta, eps

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rankdet.structures import Detections, Predictions
+from rankdet.structures import Detections, Predictions, Targets, TwoStagePredictions
 
 Result = dict[str, Any]
+# Detector, post-processing, images and sizes to detections: several looks put together.
+Look = Callable[[nn.Module, Any, Tensor, Tensor], list[Detections]]
 
 
 class TestBatch(Protocol):
@@ -37,23 +39,49 @@ class TestBatch(Protocol):
         ...
 
 
+def predict(
+    detector: nn.Module, images: Tensor, sizes: Tensor, targets: Targets | None = None
+) -> Predictions | TwoStagePredictions:
+    """Return a detector's predictions of a batch, telling it as much as it wants to know.
+
+    A detector of two stages has the attribute ``wants_sizes``: it is told where each image ends,
+    and in training the objects, which it may add to its regions.
+
+    Args:
+        detector: any.
+        images: [B, 3, H, W], padded.
+        sizes: [B, 2] int64, height and width of each image within the padding.
+        targets: of the same images, in training.
+    """
+    if not getattr(detector, "wants_sizes", False):
+        found: Predictions = detector(images)
+        return found
+    known = None
+    if targets is not None:
+        known = targets.boxes.masked_fill(~targets.is_object[..., None], 0)
+    both: TwoStagePredictions = detector(images, sizes, known)
+    return both
+
+
 @torch.inference_mode()
 def detect(
     detector: nn.Module,
-    post_process: Callable[[Predictions, Tensor], list[Detections]],
+    post_process: Callable[[Any, Tensor], list[Detections]],
     batches: Iterable[TestBatch],
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
+    look: Look | None = None,
 ) -> Iterator[tuple[int, Detections]]:
     """Yield each image's id and its detections, in pixels of the image as it was read.
 
     Args:
         detector: in the mode it should run in; set back to it afterwards.
-        post_process: predictions and sizes [B, 2] to detections of each image.
+        post_process: the detector's predictions and sizes [B, 2] to detections of each image.
         batches: see `TestBatch`.
         device: where the detector is.
         dtype: of autocast, None for full precision.
+        look: how to look at a batch; None: once, as it is.
     """
     was_training = detector.training
     detector.eval()
@@ -62,8 +90,11 @@ def detect(
             images = batch.images.to(device, non_blocking=True)
             sizes = batch.sizes.to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                predictions = detector(images)
-            for index, found in enumerate(post_process(predictions, sizes)):
+                if look is None:
+                    batch_found = post_process(predict(detector, images, sizes), sizes)
+                else:
+                    batch_found = look(detector, post_process, images, sizes)
+            for index, found in enumerate(batch_found):
                 found = found.to("cpu")
                 scale = batch.scales[index].to(found.boxes).repeat(2)
                 boxes = found.boxes / scale

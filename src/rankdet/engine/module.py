@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from rankdet.engine.detecting import predict
 from rankdet.engine.files import RunError
-from rankdet.structures import LossTerms, Predictions, Targets
+from rankdet.structures import LossTerms, Targets
 
 
 class TrainingBatch(Protocol):
@@ -38,7 +39,7 @@ class TrainingBatch(Protocol):
 class TrainingCriterion(Protocol):
     """A criterion as the engine sees it: a module with the end of a balancing period."""
 
-    def __call__(self, predictions: Predictions, targets: Targets) -> LossTerms:
+    def __call__(self, predictions: Any, targets: Targets) -> LossTerms:
         """Return the loss of a batch."""
         ...
 
@@ -51,7 +52,7 @@ class TrainingModule(pl.LightningModule):
     """A detector under training.
 
     Args:
-        detector: images to `Predictions`.
+        detector: images to `Predictions` or `TwoStagePredictions`.
         criterion: an `nn.Module` that is a `TrainingCriterion`.
         make_optimizer: given a module with all that is learned, returns the optimiser and its
             schedule by step.
@@ -95,7 +96,9 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: TrainingBatch, _index: int) -> Tensor:
         """Return the loss of a batch."""
         self.require_finite()
-        terms: LossTerms = self.criterion(self.detector(batch.images), batch.targets)
+        targets = batch.targets
+        predictions = predict(self.detector, batch.images, targets.sizes, targets)
+        terms: LossTerms = self.criterion(predictions, targets)
         self.last_parts = {"loss": terms.total.detach(), **terms.parts}
         # Whether it is finite is read one step later, so that a GPU is not waited for.
         finite = terms.total.detach().isfinite()

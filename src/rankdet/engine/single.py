@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rankdet.engine.detecting import Look, predict
 from rankdet.engine.files import write_atomically
 from rankdet.pictures import draw
-from rankdet.structures import Detections, Predictions
+from rankdet.structures import Detections
 
 Resize = Callable[[Tensor], tuple[Tensor, tuple[float, float]]]
 
@@ -67,6 +68,7 @@ class Predictor:
             post-processing gives.
         divisor: the sides of the input are padded to a multiple of this.
         fill: RGB of the padding.
+        look: how to look at an image; None: once, as it is.
     """
 
     def __init__(
@@ -74,11 +76,12 @@ class Predictor:
         detector: nn.Module,
         *,
         resize: Resize,
-        post_process: Callable[[Predictions, Tensor], list[Detections]],
+        post_process: Callable[[Any, Tensor], list[Detections]],
         classes: tuple[str, ...],
         thresholds: Sequence[float | None],
         divisor: int,
         fill: tuple[int, int, int],
+        look: Look | None = None,
     ) -> None:
         self.detector = detector
         self.resize = resize
@@ -86,6 +89,7 @@ class Predictor:
         self.classes = classes
         self.thresholds = torch.tensor([-1.0 if t is None else t for t in thresholds])
         self.divisor = divisor
+        self.look = look
         self.fill = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
 
     @torch.inference_mode()
@@ -98,8 +102,12 @@ class Predictor:
         padded[:, :height, :width] = resized
         device = next(self.detector.parameters()).device
         sizes = torch.tensor([[height, width]], device=device)
-        predictions: Predictions = self.detector(padded[None].to(device))
-        found = self.post_process(predictions, sizes)[0].to("cpu")
+        images = padded[None].to(device)
+        if self.look is None:
+            (found,) = self.post_process(predict(self.detector, images, sizes), sizes)
+        else:
+            (found,) = self.look(self.detector, self.post_process, images, sizes)
+        found = found.to("cpu")
         kept = found.scores >= self.thresholds[found.labels]
         boxes = found.boxes[kept] / torch.tensor([*scale, *scale])
         return Found(

@@ -34,7 +34,7 @@ from rankdet.engine.keeping import AfterSteps, KeepState
 from rankdet.engine.module import TrainingModule
 from rankdet.engine.progress import Bar, MetricsFile, mean_parts
 from rankdet.eval.score import Score, score
-from rankdet.structures import Detections, Predictions
+from rankdet.structures import Detections
 
 STATE = "last.ckpt"
 MODEL = "best.safetensors"
@@ -77,7 +77,7 @@ class Parts:
     """(rank, world size, micro-batches to leave out) to a loader of all micro-batches of a run."""
     make_test_loader: Callable[[int, int], Iterable[TestBatch]]
     """(rank, world size) to a loader of this process's share of the validation images."""
-    post_process: Callable[[Predictions, Tensor], list[Detections]]
+    post_process: Callable[[Any, Tensor], list[Detections]]
     ground_truth: dict[str, Any]
     """COCO instances of the validation images."""
     card: ModelCard

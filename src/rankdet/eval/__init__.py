@@ -6,9 +6,10 @@ imported here, as it brings the terminal's library along). For single numbers:
 `by_count`, `score_iou_correlation`. Nothing here has a gradient.
 """
 
-from rankdet.eval.by_count import BINS, CountBin, average_precision, by_count
-from rankdet.eval.coco_ap import STATS, CocoAP, Instances, coco_ap, read_instances
+from rankdet.eval.by_count import BINS, CountBin, by_count
+from rankdet.eval.coco_ap import STATS, CocoAP, average_precision, coco_ap, coco_ap_of
 from rankdet.eval.correlation import Correlation, score_iou_correlation
+from rankdet.eval.instances import Instances, add_detections, read_instances, read_truth
 from rankdet.eval.lrp import LRP, LRPCurve, OptimalLRP, lrp_at, lrp_curve, optimal_lrp
 from rankdet.eval.matching import AREA_RANGES, IOU_THRESHOLDS, Matches, match
 from rankdet.eval.score import SCHEMA, ClassScore, CountScore, Score, SizeScore, score
@@ -31,14 +32,17 @@ __all__ = [
     "OptimalLRP",
     "Score",
     "SizeScore",
+    "add_detections",
     "average_precision",
     "by_count",
     "coco_ap",
+    "coco_ap_of",
     "lrp_at",
     "lrp_curve",
     "match",
     "optimal_lrp",
     "read_instances",
+    "read_truth",
     "score",
     "score_iou_correlation",
 ]

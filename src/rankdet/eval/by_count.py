@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Bools, Floats, Ints, present_mean
+from rankdet.eval.coco_ap import average_precision
+from rankdet.eval.instances import Bools, Floats, Ints
 from rankdet.eval.lrp import optimal_lrp
 from rankdet.eval.matching import Matches
+from rankdet.eval.means import present_mean
 
 Bins = tuple[tuple[int, int | None], ...]
 
 BINS: Bins = ((0, 3), (4, 10), (11, 20), (21, 62), (63, None))
 """Least and largest number of objects of each bin; None is no limit."""
-
-_RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,7 @@ def by_count(
         ValueError: bins overlap or are empty, or there are no matches at IoU .5.
     """
     check_bins(bins)
+    matches = matches.in_area(0)
     counts = objects_per_image(matches, images)
     results = []
     for low, high in bins:
@@ -87,36 +88,6 @@ def by_count(
             )
         )
     return tuple(results)
-
-
-def average_precision(matches: Matches) -> Floats:
-    """Return COCO's AP of each IoU threshold and class, from matches: [T, K].
-
-    The mean over 101 recalls 0, .01, .., 1 of the best precision at that recall or a larger one, 0
-    where the recall is not reached; the first area range and all detections of the matches. -1
-    for a class without objects.
-
-    Args:
-        matches: with any IoU thresholds.
-    """
-    result = np.full((len(matches.iou_thresholds), matches.classes), -1.0)
-    for k, objects in enumerate(matches.objects[0].tolist()):
-        if not objects:
-            continue
-        here = slice(matches.starts[k], matches.starts[k + 1])
-        found = matches.matched[0, :, here] >= 0
-        counts = ~matches.ignored[0, :, here]
-        # How many true positives each recall takes, in the same division as COCO's.
-        needed = np.searchsorted(np.arange(objects + 1) / objects, _RECALLS)
-        for t in range(len(result)):
-            right = found[t] & counts[t]
-            kept = np.cumsum(counts[t])[right]
-            precision = np.arange(1, len(kept) + 1) / (kept + np.spacing(1.0))
-            best = np.maximum.accumulate(precision[::-1])[::-1]
-            reached = needed[needed <= len(best)]
-            # Recall 0 is had by the first true positive, if there is one.
-            result[t, k] = best[np.maximum(reached, 1) - 1].sum() / 101 if len(best) else 0.0
-    return result
 
 
 def objects_per_image(matches: Matches, images: int) -> Ints:

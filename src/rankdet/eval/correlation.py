@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Floats
+from rankdet.eval.instances import Floats
 from rankdet.eval.matching import Matches
 
 

@@ -31,8 +31,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Floats, Ints, present_mean
+from rankdet.eval.instances import Floats, Ints
 from rankdet.eval.matching import Matches
+from rankdet.eval.means import present_mean
 
 
 @dataclass(frozen=True, eq=False)

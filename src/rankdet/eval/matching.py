@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from rankdet.eval.coco_ap import Bools, Floats, Instances, Ints
+from rankdet.eval.instances import Bools, Floats, Instances, Ints
 
 AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 """COCO's ranges of object area in px²; both ends belong to a range."""
@@ -83,6 +83,23 @@ class Matches:
         raise ValueError(
             f"no matching at an IoU of {iou:g}, only at {known}: "
             f"call match with iou_thresholds=({iou:g},)"
+        )
+
+    def in_area(self, area: int) -> Matches:
+        """Return the matches of one area range only.
+
+        Args:
+            area: index of the area range.
+        """
+        only = slice(area, area + 1)
+        return replace(
+            self,
+            area_ranges=self.area_ranges[only],
+            matched=self.matched[only],
+            iou=self.iou[only],
+            ignored=self.ignored[only],
+            objects=self.objects[only],
+            gt_ignored=self.gt_ignored[only],
         )
 
     def on_images(self, keep: Bools) -> Matches:

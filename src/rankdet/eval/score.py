@@ -1,7 +1,13 @@
 """All numbers of a detector on one data set, in one object with a stable JSON form.
 
 Names are COCO's where COCO has one. A number that nothing stands behind is None here and null in
-JSON (the functions underneath have -1 or NaN, see `rankdet.eval.lrp`).
+JSON (the functions underneath have -1 or NaN, see `rankdet.eval.lrp`, which has the conventions of
+LRP too). The parts of LRP have these names wherever they appear:
+
+- ``oLRP_loc``: mean 1 - IoU of the detections that are right, in [0, 1 - tau];
+- ``oLRP_loc_normalised``: the same divided by 1 - tau, in [0, 1];
+- ``oLRP_fp``: share of wrong ones among the detections kept;
+- ``oLRP_fn``: share of the objects missed.
 """
 
 # ruff: noqa: N815 - oLRP is how the paper writes it, and how the JSON does.
@@ -9,21 +15,33 @@ JSON (the functions underneath have -1 or NaN, see `rankdet.eval.lrp`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from rankdet.eval.at_threshold import (
+    ClassAtThreshold,
+    ScoreAtThreshold,
+    Thresholds,
+    score_at,
+)
 from rankdet.eval.by_count import BINS, by_count, check_bins
-from rankdet.eval.coco_ap import STATS, Floats, Instances, coco_ap, read_instances
+from rankdet.eval.caveats import caveats
+from rankdet.eval.coco_ap import STATS, coco_ap_of
 from rankdet.eval.correlation import Correlation, score_iou_correlation
+from rankdet.eval.instances import Floats, Instances, read_instances
 from rankdet.eval.lrp import OptimalLRP, optimal_lrp
-from rankdet.eval.matching import AREA_RANGES, IOU_THRESHOLDS, Matches, match
+from rankdet.eval.matching import IOU_THRESHOLDS, Matches, match
+from rankdet.eval.means import present
 
 SCHEMA = 1
 """Version of the JSON form; it rises when a key changes its meaning or goes away."""
 
 SIZES = ("small", "medium", "large")
+
+FEW = 10
+"""Numbers that rest on fewer objects than this are marked, unless asked otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,12 @@ class ClassScore:
     oLRP_fn: float | None
     threshold: float | None
     """The LRP-optimal one: keep scores at or above it. None without a true positive."""
+    oLRP_loc_normalised: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called among warnings."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,12 @@ class SizeScore:
     oLRP_loc: float | None
     oLRP_fp: float | None
     oLRP_fn: float | None
+    oLRP_loc_normalised: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called among warnings."""
+        return f"{self.size} objects"
 
 
 @dataclass(frozen=True)
@@ -77,6 +107,12 @@ class CountScore:
     oLRP_loc: float | None
     oLRP_fp: float | None
     oLRP_fn: float | None
+    oLRP_loc_normalised: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called among warnings."""
+        return f"images with {count_label(self.low, self.high)} objects"
 
 
 @dataclass(frozen=True)
@@ -122,6 +158,10 @@ class Score:
     correlation: Correlation
     warnings: tuple[str, ...]
     """What to know before one believes a number."""
+    few: int = FEW
+    """Numbers that rest on fewer objects than this are named in the warnings."""
+    at_threshold: ScoreAtThreshold | None = None
+    """LRP at thresholds that were asked for; None where none were."""
 
     @property
     def thresholds(self) -> dict[str, float | None]:
@@ -147,12 +187,15 @@ class Score:
         nested = {"by_size": SizeScore, "by_count": CountScore, "per_class": ClassScore}
         for key, kind in nested.items():
             if key in rest:
-                rest[key] = tuple(_build(kind, each, f"{key}[{i}]")
-                                  for i, each in enumerate(rest[key]))  # fmt: skip
+                rest[key] = _build_all(kind, rest[key], key)
         if "correlation" in rest:
             rest["correlation"] = _build(Correlation, rest["correlation"], "correlation")
         if "warnings" in rest:
             rest["warnings"] = tuple(rest["warnings"])
+        if rest.get("at_threshold") is not None:
+            at = dict(rest["at_threshold"])
+            at["per_class"] = _build_all(ClassAtThreshold, at.get("per_class", ()), "at_threshold")
+            rest["at_threshold"] = _build(ScoreAtThreshold, at, "at_threshold")
         made = _build(cls, rest, "score")
         assert isinstance(made, cls)
         return made
@@ -164,7 +207,8 @@ def score(
     *,
     bins: Sequence[tuple[int, int | None]] = BINS,
     tau: float = 0.5,
-    few: int = 10,
+    few: int = FEW,
+    threshold: Thresholds | None = None,
 ) -> Score:
     """Compute AP, LRP, thresholds, and all the rest for the detections of one data set.
 
@@ -178,6 +222,8 @@ def score(
         tau: IoU from which on LRP takes a detection as right, in (0, 1). By-count LRP and the
             correlation stay at .5.
         few: numbers that rest on fewer objects than this are named in the warnings.
+        threshold: also compute LRP with the detections of this score and above: one number for all
+            classes, or by name of the class.
 
     Returns:
         The score. Without detections AP is 0 and oLRP 1; without objects both are None.
@@ -185,37 +231,68 @@ def score(
     Raises:
         TypeError: one of the two is no mapping or no list.
         ValueError: a record is wrong (it is named), bins overlap, or tau is out of range.
+
+    Example:
+        >>> cat = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}],
+        ...          "annotations": [cat]}
+        >>> found = score(truth, [{**cat, "score": 0.9}])
+        >>> round(found.AP, 6), found.oLRP, found.thresholds
+        (1.0, 0.0, {'cat': 0.9})
     """
-    check_bins(bins)
-    if not 0 < tau < 1:
-        raise ValueError(f"tau must be above 0 and below 1, got {tau}")
-    instances = read_instances(ground_truth, detections)
-    ap = coco_ap(instances)
-    sized = match(instances, iou_thresholds=(tau,))
+    _check(bins, tau)
+    return score_of(
+        read_instances(ground_truth, detections), bins=bins, tau=tau, few=few, threshold=threshold
+    )
+
+
+def score_of(
+    instances: Instances,
+    *,
+    bins: Sequence[tuple[int, int | None]] = BINS,
+    tau: float = 0.5,
+    few: int = FEW,
+    threshold: Thresholds | None = None,
+) -> Score:
+    """Compute the same as `score` from what has been read and checked already.
+
+    Args:
+        instances: from `read_instances`.
+        bins: as for `score`, like all that follows.
+        tau: IoU.
+        few: number of objects.
+        threshold: of scores.
+
+    Raises:
+        ValueError: bins overlap, tau is out of range, or a threshold is of no class.
+    """
+    _check(bins, tau)
+    strict = match(instances, iou_thresholds=IOU_THRESHOLDS)
+    sized = strict if tau in IOU_THRESHOLDS else match(instances, iou_thresholds=(tau,))
+    ap = coco_ap_of(strict)
     lrp = optimal_lrp(sized, tau=tau, max_detections=(100,))
-    strict = match(instances, iou_thresholds=IOU_THRESHOLDS, area_ranges=AREA_RANGES[:1])
     counted = tuple(
         CountScore(
             part.low, part.high, len(part.images), part.objects,
-            *_present(part.ap, part.ap50, *part.olrp),
+            *present(part.ap, part.ap50), *_parts(part.olrp, 0.5),
         )
         for part in by_count(strict, images=len(instances.image_ids), bins=bins)
     )  # fmt: skip
     sizes = tuple(
-        SizeScore(name, int(sized.objects[a].sum()), *_present(*lrp.means(area=a)))
+        SizeScore(name, int(sized.objects[a].sum()), *_parts(lrp.means(area=a), tau))
         for a, name in enumerate(SIZES, start=1)
     )
     classes = _per_class(instances, sized, lrp, ap.ap_per_class, ap.ap50_per_class)
-    olrp, loc, false_positive, false_negative = _present(*lrp.means())
+    olrp, loc, false_positive, false_negative, normalised = _parts(lrp.means(), tau)
     return Score(
         images=len(instances.image_ids),
         objects=int((~instances.gt_crowd).sum()),
         crowd=int(instances.gt_crowd.sum()),
         detections=len(instances.dt_scores),
-        **dict(zip(STATS, _present(*ap.stats), strict=True)),
+        **dict(zip(STATS, present(*ap.stats), strict=True)),
         oLRP=olrp,
         oLRP_loc=loc,
-        oLRP_loc_normalised=None if loc is None else loc / (1 - tau),
+        oLRP_loc_normalised=normalised,
         oLRP_fp=false_positive,
         oLRP_fn=false_negative,
         tau=float(tau),
@@ -223,8 +300,23 @@ def score(
         by_count=counted,
         per_class=classes,
         correlation=score_iou_correlation(strict),
-        warnings=tuple(_warnings(instances, classes, sizes, counted, few)),
+        warnings=tuple(caveats(instances, classes, (*sizes, *counted), few=few)),
+        few=few,
+        at_threshold=None if threshold is None else score_at(instances, sized, threshold, tau=tau),
     )
+
+
+def _check(bins: Sequence[tuple[int, int | None]], tau: float) -> None:
+    check_bins(bins)
+    if not 0 < tau < 1:
+        raise ValueError(f"tau must be above 0 and below 1, got {tau}")
+
+
+def _parts(lrp: Sequence[float], tau: float) -> tuple[float | None, ...]:
+    """Return oLRP, localisation, false positive, false negative, normalised localisation."""
+    olrp, loc, false_positive, false_negative = present(*lrp)
+    normalised = None if loc is None else loc / (1 - tau)
+    return olrp, loc, false_positive, false_negative, normalised
 
 
 def _per_class(
@@ -240,7 +332,9 @@ def _per_class(
     scores = []
     for k, name in enumerate(instances.names):
         numbers = (lrp.olrp, lrp.localisation, lrp.false_positive, lrp.false_negative)
-        olrp, loc, false_positive, false_negative = _present(*(n[k, 0, 0] for n in numbers))
+        olrp, loc, false_positive, false_negative, normalised = _parts(
+            [n[k, 0, 0] for n in numbers], lrp.tau
+        )
         # A threshold is any real number: even -1 is one where there are objects.
         threshold = float(lrp.threshold[k, 0, 0])
         known = objects[k] > 0 and np.isfinite(threshold)
@@ -250,55 +344,17 @@ def _per_class(
                 name=name,
                 objects=int(objects[k]),
                 detections=int(given[k]),
-                AP=_present(ap[k])[0],
-                AP50=_present(ap50[k])[0],
+                AP=present(ap[k])[0],
+                AP50=present(ap50[k])[0],
                 oLRP=olrp,
                 oLRP_loc=loc,
+                oLRP_loc_normalised=normalised,
                 oLRP_fp=false_positive,
                 oLRP_fn=false_negative,
                 threshold=threshold if known else None,
             )
         )
     return tuple(scores)
-
-
-def _warnings(
-    instances: Instances,
-    classes: Sequence[ClassScore],
-    sizes: Sequence[SizeScore],
-    counted: Sequence[CountScore],
-    few: int,
-) -> list[str]:
-    found = []
-    if not len(instances.dt_scores):
-        found.append("There are no detections.")
-    scarce = [f"{c.name} ({c.objects})" for c in classes if 0 < c.objects < few]
-    scarce += [f"{s.size} objects ({s.objects})" for s in sizes if 0 < s.objects < few]
-    scarce += [
-        f"images with {count_label(b.low, b.high)} objects ({b.objects})"
-        for b in counted
-        if 0 < b.objects < few
-    ]
-    if scarce:
-        found.append(f"Rests on fewer than {few} objects: {_some(scarce)}.")
-    absent = [c.name for c in classes if c.objects == 0]
-    if absent:
-        found.append(f"No objects, so left out of all means: {_some(absent)}.")
-    for where, boxes in (("objects", instances.gt_boxes), ("detections", instances.dt_boxes)):
-        empty = int((boxes[:, 2:] == 0).any(axis=1).sum())
-        if empty:
-            found.append(f"{empty} of {len(boxes)} {where} have a width or height of 0.")
-        image = instances.gt_image if where == "objects" else instances.dt_image
-        size = instances.image_sizes[image]
-        known = np.isfinite(size).all(axis=1)
-        # A little beyond the border is what detectors do; this far in bulk is another format.
-        beyond = ((boxes[:, :2] + boxes[:, 2:]) > 1.05 * size + 1).any(axis=1) & known
-        if beyond.sum() > 0.2 * max(known.sum(), 1):
-            found.append(
-                f"{int(beyond.sum())} of {int(known.sum())} boxes of {where} reach beyond their "
-                "image: a box is x, y, width, height in pixels; are these two corners?"
-            )
-    return found
 
 
 def count_label(low: int, high: int | None) -> str:
@@ -311,16 +367,6 @@ def count_label(low: int, high: int | None) -> str:
     return f"{low}+" if high is None else f"{low}-{high}"
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _present(*values: float) -> tuple[float | None, ...]:
-    """Return plain numbers, None for -1 and NaN."""
-    return tuple(float(v) if v > -1 else None for v in values)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
@@ -329,11 +375,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _build_all(kind: type[Any], entries: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"{where} must be a list, got {type(entries).__name__}")
+    return tuple(_build(kind, each, f"{where}[{n}]") for n, each in enumerate(entries))
+
+
 def _build(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a dictionary, got {type(data).__name__}")
-    expected = {f.name for f in fields(kind)}
-    missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
+    known = {f.name for f in fields(kind)}
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    missing, unknown = sorted(needed - set(data)), sorted(set(data) - known)
     if missing or unknown:
         raise ValueError(f"{where}: missing keys {missing}, unknown keys {unknown}")
     return kind(**data)

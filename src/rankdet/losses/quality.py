@@ -77,6 +77,7 @@ def varifocal_loss(
     normaliser: float | Tensor,
     alpha: float = 0.75,
     gamma: float = 2.0,
+    iou_weighted: bool = True,
 ) -> Tensor:
     """Cross-entropy weighted by quality for positives, focal for negatives, over a normaliser.
 
@@ -86,7 +87,8 @@ def varifocal_loss(
         q = 0:  -α p^γ log(1 - p)
 
     and the loss is the sum of these over the normaliser. Only negatives are scaled down; a
-    positive counts the more, the better its box.
+    positive counts the more, the better its box, unless ``iou_weighted`` is off: then the first
+    q of its line is 1.
 
     Args:
         logits: [..., C] or any shape, floating; computed in float32 at least.
@@ -96,6 +98,7 @@ def varifocal_loss(
             least 1). A number above zero, or a 0-d tensor, taken as a constant and not checked.
         alpha: weight of the negatives, 0 or more.
         gamma: 0, or 1 and more (below 1 the gradient is infinite where p rounds to 0).
+        iou_weighted: whether a positive is weighted by its target.
 
     Returns:
         0-d tensor, float32 or float64. No entries: 0, with a gradient of 0.
@@ -121,7 +124,8 @@ def varifocal_loss(
     require_exponent("gamma", gamma)
     scores, quality, counted = _counted_entries(logits, targets)
     entropy = functional.binary_cross_entropy_with_logits(scores, quality, reduction="none")
-    weight = torch.where(quality > 0, quality, alpha * scores.sigmoid().pow(gamma))
+    of_positives = quality if iou_weighted else 1
+    weight = torch.where(quality > 0, of_positives, alpha * scores.sigmoid().pow(gamma))
     return normalised_sum(torch.where(counted, weight * entropy, 0), normaliser)
 
 
@@ -144,19 +148,26 @@ class QualityFocalLoss(nn.Module):
 class VarifocalLoss(nn.Module):
     """`varifocal_loss` with its settings stored."""
 
-    def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:
+    def __init__(
+        self, *, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
+    ) -> None:
         super().__init__()
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.iou_weighted = alpha, gamma, iou_weighted
 
     def forward(self, logits: Tensor, targets: Tensor, *, normaliser: float | Tensor) -> Tensor:
         """Return the loss of these logits; see `varifocal_loss`."""
         return varifocal_loss(
-            logits, targets, normaliser=normaliser, alpha=self.alpha, gamma=self.gamma
+            logits,
+            targets,
+            normaliser=normaliser,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            iou_weighted=self.iou_weighted,
         )
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"alpha={self.alpha}, gamma={self.gamma}"
+        return f"alpha={self.alpha}, gamma={self.gamma}, iou_weighted={self.iou_weighted}"
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:

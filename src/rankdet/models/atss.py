@@ -30,6 +30,7 @@ def atss(
     octave_scales: int = 1,
     ratios: tuple[float, ...] = (1.0,),
     centreness: bool = True,
+    iou: bool = False,
     level_scales: bool = True,
     class_prior: float = 0.01,
     coder: BoxCoder | None = None,
@@ -51,6 +52,7 @@ def atss(
         octave_scales: number of anchor scales per octave.
         ratios: height / width of the anchors.
         centreness: whether there is a branch "centreness"; the criterion must need it then.
+        iou: likewise a branch "iou", as in PAA.
         level_scales: whether the codes of each level are multiplied by a learned number.
         class_prior: score of all classes and places at the start, in (0, 1).
         coder: what the codes mean; by default deltas with standard deviations 0.1 and 0.2.
@@ -70,6 +72,7 @@ def atss(
         norm=norm,
         class_prior=class_prior,
         centreness=centreness,
+        iou=iou,
         level_scales=level_scales,
         levels=levels,
     )

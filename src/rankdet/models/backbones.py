@@ -1,31 +1,34 @@
-"""Backbones: from images to feature maps of strides 8, 16 and 32.
+"""Backbones: from images to feature maps of strides 8, 16 and 32, and 4 where it is wanted.
 
-He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (ResNet).
+Xie, Girshick, Dollár, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks",
+CVPR 2017 (ResNeXt).
+Zhu, Hu, Lin, Dai, "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
 """
 
 from __future__ import annotations
 
-import http.client
 import math
-import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, conv1x1
 
+from rankdet.models.backbone_deformable import make_deformable
+from rankdet.models.backbone_timm import timm_maps
+from rankdet.models.backbone_weights import load_weights
 from rankdet.ops.checks import require_choice
 
-Norm = Literal["batch", "frozen", "group"]
-NAMES = ("resnet18", "resnet50", "resnet101", "tiny")
+Norm = Literal["batch", "frozen", "frozen_statistics", "group"]
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_64x4d", "tiny")
 
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
-_FILES = (".safetensors", ".pth", ".pt")
+# The stages C2 to C5 of strides 4 to 32, as torchvision calls them.
+_LAYERS = {2: "layer1", 3: "layer2", 4: "layer3", 5: "layer4"}
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -37,211 +40,208 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels, channels // 4), channels)
 
 
-class Backbone(nn.Module):
-    """The stages of a residual network.
+class Stages(nn.Sequential):
+    """The parts of a residual network in turn: a stem, then layer1 to layer4.
 
     Args:
-        body: the parts of the network in turn; those of the stages are named layer1 to layer4,
-            what comes before them is the stem.
-        channels: numbers of channels of C3, C4 and C5.
-        frozen_stages: 0 for none, 1 for the stem and the first stage, up to 4 for all. They get
-            no gradients and their batch norms stay in evaluation mode.
-        frozen_norm: whether all batch norms stay as they are, statistics, scale and shift.
+        parts: by name.
+        stages: of C2 to C5, whose maps are returned.
+    """
+
+    def __init__(self, parts: OrderedDict[str, nn.Module], stages: Sequence[int]) -> None:
+        super().__init__(parts)
+        self.returned = frozenset(_LAYERS[stage] for stage in stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps, finest first."""
+        x, found = images, []
+        for name, part in self.named_children():
+            x = part(x)
+            if name in self.returned:
+                found.append(x)
+        return found
+
+    def first_parts(self, count: int) -> list[str]:
+        """Return the names of the stem and the stages up to the ``count``-th; none for 0."""
+        thawed = list(_LAYERS.values())[count:]
+        return [name for name, _ in self.named_children() if count and name not in thawed]
+
+
+class Backbone(nn.Module):
+    """A network that gives feature maps, and what of it does not learn.
+
+    Args:
+        body: images -> a list of maps, finest first.
+        channels: numbers of channels of the maps.
+        strides: of the maps, in pixels.
+        frozen: names of parts of ``body`` that do not learn: they get no gradients and their
+            batch norms stay in evaluation mode.
+        norm: ``"batch"`` for batch norms that learn; ``"frozen"`` for ones that stay as they are;
+            ``"frozen_statistics"`` for ones whose scale and shift alone learn.
     """
 
     def __init__(
         self,
-        body: nn.Sequential,
-        channels: tuple[int, int, int],
+        body: nn.Module,
+        channels: Sequence[int],
+        strides: Sequence[int] = (8, 16, 32),
         *,
-        frozen_stages: int = 0,
-        frozen_norm: bool = False,
+        frozen: Sequence[str] = (),
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if not 0 <= frozen_stages <= len(_STAGES):
+        if len(channels) != len(strides):
             raise ValueError(
-                f"frozen_stages must be 0 to {len(_STAGES)} (1: the stem and the first stage), "
-                f"got {frozen_stages}"
+                f"channels and strides must be as many as there are maps, got "
+                f"{len(channels)} and {len(strides)}"
             )
         self.body = body
-        self.channels = channels
-        self.frozen_stages = frozen_stages
-        self.frozen_norm = frozen_norm
-        for module in self._frozen():
-            module.requires_grad_(False)
+        self.channels, self.strides = tuple(channels), tuple(strides)
+        self.frozen, self.norm = tuple(frozen), norm
+        for part in [*self._frozen(), *(self._norms() if norm == "frozen" else [])]:
+            part.requires_grad_(False)
         self.train(self.training)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps C3, C4 and C5.
+        """Return the feature maps, finest first.
 
         Args:
             images: [B, 3, H, W], normalised.
 
         Returns:
-            Three maps [B, channels, ceil(H / stride), ceil(W / stride)] of strides 8, 16, 32.
+            Maps [B, channels, ceil(H / stride), ceil(W / stride)].
         """
-        x, found = images, []
-        for name, module in self.body.named_children():
-            x = module(x)
-            if name in _STAGES[1:]:
-                found.append(x)
-        return found
+        return list(self.body(images))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; what is frozen stays in evaluation mode."""
         super().train(mode)
-        for module in self._frozen():
+        still = self._norms() if self.norm in ("frozen", "frozen_statistics") else []
+        for module in [*self._frozen(), *still]:
             module.eval()
         return self
 
+    # Both are found anew each time: a module may have been replaced by another, as for
+    # synchronised batch norm.
     def _frozen(self) -> list[nn.Module]:
-        """Return the modules that do not learn."""
-        frozen: list[nn.Module] = []
-        if self.frozen_stages:
-            thawed = _STAGES[self.frozen_stages :]
-            frozen += [part for name, part in self.body.named_children() if name not in thawed]
-        if self.frozen_norm:
-            frozen += [m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d)]
-        return frozen
+        return [self.body.get_submodule(name) for name in self.frozen]
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.body.modules() if isinstance(module, _BatchNorm)]
 
 
 def build_backbone(
-    name: str, *, weights: str | None = None, frozen_stages: int = 0, norm: Norm = "batch"
+    name: str,
+    *,
+    weights: str | None = None,
+    frozen_stages: int = 0,
+    norm: Norm = "batch",
+    stages: Sequence[int] = (3, 4, 5),
+    deformable_stages: int = 0,
 ) -> Backbone:
     """Return a backbone.
 
     Args:
-        name: ``"resnet18"``, ``"resnet50"``, ``"resnet101"`` of torchvision, or ``"tiny"``: a
-            stem of 16 channels and one basic block per stage of 32, 64, 128 and 128 channels,
-            for training from scratch on a CPU.
+        name: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or
+            ``"resnext101_64x4d"`` of torchvision; ``"tiny"``: a stem of 16 channels and one basic
+            block per stage of 32, 64, 128 and 128 channels, for training from scratch on a CPU;
+            or ``"timm:NAME"``: a network of the library timm that takes images of any size and
+            has maps of the strides wanted.
         weights: None for random ones; the name of weights of torchvision, as
-            ``"IMAGENET1K_V2"`` or ``"DEFAULT"``, which are downloaded once; or the path of a
-            .safetensors or .pth file with torchvision's names of weights (for ``"tiny"`` those
-            of ``Backbone.body``). A .pth file is read without running code from it. Weights of
-            the classifier, named fc, are left out.
+            ``"IMAGENET1K_V2"`` or ``"DEFAULT"`` (of timm: ``"DEFAULT"`` alone), which are
+            downloaded once; or the path of a .safetensors or .pth file with torchvision's or
+            timm's names of weights (for ``"tiny"`` those of ``Backbone.body``). A .pth file is
+            read without running code from it. Weights of the classifier are left out.
         frozen_stages: 0 for none, 1 for the stem and the first stage, up to 4 for all.
-        norm: ``"batch"``; ``"frozen"``, batch norm that never changes; or ``"group"``.
+        norm: ``"batch"``; ``"frozen"``, batch norm that never changes; ``"frozen_statistics"``,
+            batch norm by the statistics of the weights, whose scale and shift learn: what is
+            meant by frozen where RetinaNet and aLRP Loss were published; or ``"group"`` (not for
+            timm, whose networks have norms of their own).
+        stages: which maps are returned: (3, 4, 5) for C3, C4 and C5 of strides 8, 16 and 32,
+            (2, 3, 4, 5) for C2 of stride 4 as well. The last is C5, and none is left out before.
+        deformable_stages: in how many of the last stages the 3x3 convolutions of the bottlenecks
+            (the second ones of basic blocks) are deformable: 3 for C3 to C5, as published for
+            ResNeXt-101. Not for timm.
 
     Raises:
-        ValueError: name, weights, frozen_stages or norm is unknown, or the file does not fit.
+        ValueError: a setting is unknown or out of its range, or the weights do not fit.
         FileNotFoundError: there is no such file of weights.
         ConnectionError: the weights cannot be downloaded.
+        ModuleNotFoundError: timm is needed, but not installed.
     """
-    require_choice("name", name, NAMES)
+    of_timm = name.startswith("timm:")
+    if not of_timm:
+        require_choice("name", name, (*NAMES, "timm:NAME"))
     require_choice("norm", norm, get_args(Norm))
+    stages = tuple(stages)
+    if not stages or stages != tuple(_LAYERS)[-len(stages) :]:
+        raise ValueError(
+            f"stages must be consecutive and end with 5, as (3, 4, 5) or (2, 3, 4, 5), got {stages}"
+        )
+    _require_stages("frozen_stages", frozen_stages, "1: the stem and the first stage")
+    _require_stages("deformable_stages", deformable_stages, "3: the stages C3 to C5")
+    strides = [2**stage for stage in stages]
+    if of_timm:
+        if norm == "group" or deformable_stages:
+            raise ValueError(
+                f"the backbone {name!r} is built by timm: it has neither norm='group' nor "
+                f"deformable_stages; got norm={norm!r} and deformable_stages={deformable_stages}"
+            )
+        maps, widths, frozen = timm_maps(
+            name.removeprefix("timm:"), strides, weights=weights, frozen_stages=frozen_stages
+        )
+        return Backbone(maps, widths, strides, frozen=frozen, norm=norm)
     layer = group_norm if norm == "group" else nn.BatchNorm2d
-    body, channels = _tiny(layer) if name == "tiny" else _resnet(name, layer)
+    parts, channels = _tiny(layer) if name == "tiny" else _resnet(name, layer)
+    added: set[str] = set()
+    for part in list(_LAYERS.values())[len(_LAYERS) - deformable_stages :]:
+        added |= {f"{part}.{key}" for key in make_deformable(parts[part])}
+    body = Stages(parts, stages)
     if weights is not None:
         if norm == "group":
             raise ValueError(
-                f"weights {weights!r} are for batch norm: they need norm='batch' or 'frozen', "
-                f"got norm='group'"
+                f"weights {weights!r} are for batch norm: they need norm='batch', 'frozen' or "
+                f"'frozen_statistics', got norm='group'"
             )
-        _load(body, name, weights)
-    return Backbone(body, channels, frozen_stages=frozen_stages, frozen_norm=norm == "frozen")
+        load_weights(body, name, weights, optional=frozenset(added))
+    return Backbone(
+        body,
+        channels[-len(stages) :],
+        strides,
+        frozen=body.first_parts(frozen_stages),
+        norm=norm,
+    )
 
 
-def _resnet(
-    name: str, norm: Callable[[int], nn.Module]
-) -> tuple[nn.Sequential, tuple[int, int, int]]:
+def _require_stages(name: str, count: int, example: str) -> None:
+    if not 0 <= count <= len(_LAYERS):
+        raise ValueError(f"{name} must be 0 to {len(_LAYERS)} ({example}), got {count}")
+
+
+_Parts = OrderedDict[str, nn.Module]
+
+
+def _resnet(name: str, norm: Callable[[int], nn.Module]) -> tuple[_Parts, tuple[int, ...]]:
     network = models.get_model(name, weights=None, norm_layer=norm)
-    parts = [(n, part) for n, part in network.named_children() if n not in ("avgpool", "fc")]
+    parts = OrderedDict(network.named_children())
+    del parts["avgpool"], parts["fc"]
     last: int = network.fc.in_features
-    return nn.Sequential(OrderedDict(parts)), (last // 4, last // 2, last)
+    return parts, (last // 8, last // 4, last // 2, last)
 
 
-def _tiny(norm: Callable[[int], nn.Module]) -> tuple[nn.Sequential, tuple[int, int, int]]:
-    parts: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)),
-        ("bn1", norm(16)),
-        ("relu", nn.ReLU(inplace=True)),
-    ]
-    sizes = (16, 32, 64, 128, 128)
-    for stage, before, after in zip(_STAGES, sizes, sizes[1:], strict=False):
+def _tiny(norm: Callable[[int], nn.Module]) -> tuple[_Parts, tuple[int, ...]]:
+    parts: _Parts = OrderedDict(
+        conv1=nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
+        bn1=norm(16),
+        relu=nn.ReLU(inplace=True),
+    )
+    channels = (32, 64, 128, 128)
+    for layer, before, after in zip(_LAYERS.values(), (16, *channels), channels, strict=False):
         shortcut = nn.Sequential(conv1x1(before, after, stride=2), norm(after))
         block = partial(BasicBlock, stride=2, downsample=shortcut, norm_layer=norm)
-        parts.append((stage, nn.Sequential(block(before, after))))
-    body = nn.Sequential(OrderedDict(parts))
-    for module in body.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision starts its residual networks
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return body, (sizes[2], sizes[3], sizes[4])
-
-
-def _load(body: nn.Module, name: str, weights: str) -> None:
-    """Fill a body with weights from a file or from torchvision."""
-    path = Path(weights)
-    is_file = path.suffix in _FILES or len(path.parts) > 1
-    values = _read(path) if is_file else _download(name, weights)
-    values = {key: value for key, value in values.items() if not key.startswith("fc.")}
-    try:
-        body.load_state_dict(values)
-    except RuntimeError as error:
-        raise ValueError(
-            f"weights {weights!r} do not fit the backbone {name!r}: {_first_lines(error)}. The "
-            f"file must hold the weights of this very network under torchvision's names"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file of weights {path} (looked for {path.absolute()}): give the path of "
-            f"a .safetensors or .pth file, the name of weights of torchvision, or none"
-        )
-    try:
-        loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-    except ImportError:
-        raise
-    # Each library has its own errors for a file that is none of its kind.
-    except Exception as error:
-        raise ValueError(
-            f"cannot read weights from {path}: {_first_lines(error)}. It must be a complete "
-            f".safetensors file, or a .pth file that holds tensors by name and nothing else"
-        ) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError(
-            f"{path} holds a {type(loaded).__name__} that is not tensors by name: save the "
-            f"state_dict of the network alone"
-        )
-    return dict(loaded)
-
-
-def _read_safetensors(path: Path) -> object:
-    from safetensors.torch import load_file  # a library that only such files need
-
-    return load_file(path)
-
-
-def _read_pth(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _download(name: str, weights: str) -> dict[str, Tensor]:
-    known: dict[str, Any] = {}
-    if name != "tiny":
-        known = dict(models.get_model_weights(name).__members__)
-    if weights not in known:
-        choices = ", ".join(repr(key) for key in known) or "none by name"
-        raise ValueError(
-            f"weights of the backbone {name!r} must be one of {choices}, the path of a "
-            f".safetensors or .pth file, or none; got {weights!r}"
-        )
-    url: str = known[weights].url
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-        raise ConnectionError(
-            f"cannot get the weights {weights!r} of the backbone {name!r} from {url}: "
-            f"{_first_lines(error)}. Download that file on a machine with a network and put it at "
-            f"{place}, or give its path as weights, or train without (weights: null)"
-        ) from error
-
-
-def _first_lines(error: BaseException) -> str:
-    """Return the beginning of an error's message, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + " ..."
+        parts[layer] = nn.Sequential(block(before, after))
+    for part in parts.values():
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d):  # as torchvision starts its residual networks
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return parts, channels

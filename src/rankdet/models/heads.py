@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rankdet.models.backbones import group_norm
+from rankdet.ops.checks import require_choice
+
+Tower = Literal["boxes", "classes"]
 
 
 class HeadOutputs(NamedTuple):
@@ -38,7 +41,9 @@ class DenseHead(nn.Module):
         convs: number of convolutions in each tower.
         norm: None, or ``"group"`` for group normalisation after each of them.
         class_prior: score of all classes and places at the start, in (0, 1).
-        centreness: whether there is a branch "centreness", from the tower for boxes.
+        centreness: whether there is a branch "centreness".
+        centreness_from: the tower it comes from, ``"boxes"`` or ``"classes"``.
+        iou: whether there is a branch "iou", from the tower for boxes.
         level_scales: whether the codes of each level are multiplied by a learned number.
         levels: number of feature maps.
     """
@@ -53,6 +58,8 @@ class DenseHead(nn.Module):
         norm: Literal["group"] | None = None,
         class_prior: float = 0.01,
         centreness: bool = False,
+        centreness_from: Tower = "boxes",
+        iou: bool = False,
         level_scales: bool = False,
         levels: int = 5,
     ) -> None:
@@ -64,14 +71,17 @@ class DenseHead(nn.Module):
             raise ValueError(f"convs must be 0 or more, got {convs}")
         if norm not in (None, "group"):
             raise ValueError(f"norm must be None or 'group', got {norm!r}")
+        require_choice("centreness_from", centreness_from, get_args(Tower))
         if not 0 < class_prior < 1:
             raise ValueError(f"class_prior must be between 0 and 1, got {class_prior}")
         self.classes, self.per_place, self.levels = classes, per_place, levels
+        self.centreness_from = centreness_from
         self.class_tower = _tower(channels, convs, norm)
         self.box_tower = _tower(channels, convs, norm)
         self.to_logits = nn.Conv2d(channels, per_place * classes, 3, padding=1)
         self.to_codes = nn.Conv2d(channels, per_place * 4, 3, padding=1)
         self.to_centreness = nn.Conv2d(channels, per_place, 3, padding=1) if centreness else None
+        self.to_iou = nn.Conv2d(channels, per_place, 3, padding=1) if iou else None
         self.scales = nn.Parameter(torch.ones(levels)) if level_scales else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -84,7 +94,8 @@ class DenseHead(nn.Module):
     @property
     def branches(self) -> frozenset[str]:
         """Names of the further outputs."""
-        return frozenset() if self.to_centreness is None else frozenset({"centreness"})
+        there = {"centreness": self.to_centreness, "iou": self.to_iou}
+        return frozenset(name for name, layer in there.items() if layer is not None)
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Return the predictions of all levels.
@@ -98,16 +109,20 @@ class DenseHead(nn.Module):
         if len(features) != self.levels:
             raise ValueError(f"expected {self.levels} feature maps, got {len(features)}")
         scales = [None] * self.levels if self.scales is None else self.scales.unbind()
-        logits, codes, centreness = [], [], []
+        logits, codes = [], []
+        branches: dict[str, list[Tensor]] = {name: [] for name in self.branches}
         for feature, scale in zip(features, scales, strict=True):
-            logits.append(_by_prior(self.to_logits(self.class_tower(feature)), self.classes))
-            for_boxes = self.box_tower(feature)
+            for_classes, for_boxes = self.class_tower(feature), self.box_tower(feature)
+            logits.append(_by_prior(self.to_logits(for_classes), self.classes))
             code = _by_prior(self.to_codes(for_boxes), 4)
             codes.append(code if scale is None else code * scale)
             if self.to_centreness is not None:
-                centreness.append(_by_prior(self.to_centreness(for_boxes), 1))
-        branches = {"centreness": torch.cat(centreness, 1).squeeze(2)} if centreness else {}
-        return HeadOutputs(torch.cat(logits, 1), torch.cat(codes, 1), branches)
+                source = for_boxes if self.centreness_from == "boxes" else for_classes
+                branches["centreness"].append(_by_prior(self.to_centreness(source), 1))
+            if self.to_iou is not None:
+                branches["iou"].append(_by_prior(self.to_iou(for_boxes), 1))
+        joined = {name: torch.cat(levels, 1).squeeze(2) for name, levels in branches.items()}
+        return HeadOutputs(torch.cat(logits, 1), torch.cat(codes, 1), joined)
 
 
 def _tower(channels: int, convs: int, norm: str | None) -> nn.Sequential:

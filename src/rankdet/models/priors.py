@@ -7,7 +7,7 @@ Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", IC
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -91,14 +91,15 @@ class AnchorGenerator:
             ValueError: the image has no pixels.
         """
         return _kept_or_made(
-            self._cache, image_size, self.strides, self._shapes(), 0.0, device, dtype
+            self._cache, image_size, self.strides, self._halves, 0.0, device, dtype
         )
 
-    def _shapes(self) -> list[tuple[float, float]]:
-        """Half width and half height of each shape at a place, in strides."""
+    def _halves(self, level: int) -> list[tuple[float, float]]:
+        """Half width and half height of each shape at a place, in pixels."""
+        stride = self.strides[level]
         scales = [self.scale * 2 ** (i / self.octave_scales) for i in range(self.octave_scales)]
         return [
-            (scale / ratio**0.5 / 2, scale * ratio**0.5 / 2)
+            (scale / ratio**0.5 / 2 * stride, scale * ratio**0.5 / 2 * stride)
             for ratio in self.ratios
             for scale in scales
         ]
@@ -108,31 +109,48 @@ class AnchorGenerator:
 class PointGenerator:
     """The middles of the cells of each level, ((x + ½) · stride, (y + ½) · stride).
 
-    They come as boxes of no size. A level covers ceil(size / stride) places; order: level, y, x.
-    Priors are kept, for the last few image sizes and devices.
+    They come as squares around these points, which are units for box coders: of no size where
+    distances are in pixels, of one stride in FCOS with its boxes normalised, of the base edge of
+    each level in FoveaBox. A level covers ceil(size / stride) places; order: level, y, x. Priors
+    are kept, for the last few image sizes and devices.
 
     Args:
         strides: in pixels, 1 or more, finest level first.
+        sides: of the squares of each level in pixels, 0 or more; None if all are 0.
 
     Raises:
-        ValueError: a stride is out of its range, or there are none.
+        ValueError: a number is out of its range, there are no strides, or sides are not as many.
 
     References:
         Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019,
         section 3.1.
+        Kong, Sun, Liu, Jiang, Li, Shi, "FoveaBox: Beyound Anchor-Based Object Detection", IEEE
+        Transactions on Image Processing, 2020 (base edges).
 
     Example:
         >>> points = PointGenerator(strides=(8,))
         >>> points((8, 16), device="cpu", dtype=torch.float32).centres
         tensor([[ 4.,  4.],
                 [12.,  4.]])
+        >>> PointGenerator((8,), (16.0,))((8, 8), device="cpu", dtype=torch.float32).boxes
+        tensor([[-4., -4., 12., 12.]])
     """
 
     strides: tuple[int, ...] = _STRIDES
+    sides: tuple[float, ...] | None = None
     _cache: _Cache = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require_strides(self.strides)
+        if self.sides is None:
+            return
+        if len(self.sides) != len(self.strides):
+            raise ValueError(
+                f"sides must be one number for each of the {len(self.strides)} levels, "
+                f"got {self.sides}"
+            )
+        for side in self.sides:
+            require_positive("each of sides", side, zero_allowed=True)
 
     @property
     def per_place(self) -> int:
@@ -156,8 +174,13 @@ class PointGenerator:
             ValueError: the image has no pixels.
         """
         return _kept_or_made(
-            self._cache, image_size, self.strides, [(0.0, 0.0)], 0.5, device, dtype
+            self._cache, image_size, self.strides, self._halves, 0.5, device, dtype
         )
+
+    def _halves(self, level: int) -> list[tuple[float, float]]:
+        """Half of the side of the square at a place, in pixels, for width and height."""
+        half = 0.0 if self.sides is None else self.sides[level] / 2
+        return [(half, half)]
 
 
 def _require_strides(strides: Sequence[int]) -> None:
@@ -171,7 +194,7 @@ def _kept_or_made(
     cache: _Cache,
     image_size: tuple[int, int],
     strides: tuple[int, ...],
-    shapes: Sequence[tuple[float, float]],
+    halves: Callable[[int], Sequence[tuple[float, float]]],
     offset: float,
     device: torch.device | str,
     dtype: torch.dtype,
@@ -185,7 +208,10 @@ def _kept_or_made(
             raise ValueError(f"image_size must be 1 and more, got {height} x {width}")
         # What is first asked for in inference mode must be of use to training afterwards.
         with torch.inference_mode(False):
-            levels = [_level(height, width, stride, shapes, offset) for stride in strides]
+            levels = [
+                _level(height, width, stride, halves(level), offset)
+                for level, stride in enumerate(strides)
+            ]
             priors = Priors(
                 boxes=torch.cat(levels).to(device=key[2], dtype=dtype),
                 counts=tuple(len(level) for level in levels),
@@ -198,13 +224,13 @@ def _kept_or_made(
 
 
 def _level(
-    height: int, width: int, stride: int, shapes: Sequence[tuple[float, float]], offset: float
+    height: int, width: int, stride: int, halves: Sequence[tuple[float, float]], offset: float
 ) -> Tensor:
     """Return the priors of one level: [places * shapes, 4] float64, on the CPU."""
     exact = {"dtype": torch.float64, "device": "cpu"}
     rows, columns = -(-height // stride), -(-width // stride)
     y = (torch.arange(rows, **exact) + offset) * stride  # type: ignore[call-overload]
     x = (torch.arange(columns, **exact) + offset) * stride  # type: ignore[call-overload]
-    half = torch.tensor(shapes, **exact) * stride  # type: ignore[arg-type]
+    half = torch.tensor(halves, **exact)  # type: ignore[arg-type]
     centre = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[:, :, None]  # [H, W, 1, 2]
     return torch.cat([centre - half, centre + half], -1).reshape(-1, 4)

@@ -3,17 +3,22 @@
 Girshick, Donahue, Darrell, Malik, "Rich Feature Hierarchies for Accurate Object Detection and
 Semantic Segmentation", CVPR 2014, appendix C (deltas).
 Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019 (distances).
+Kong, Sun, Liu, Jiang, Li, Shi, "FoveaBox: Beyound Anchor-Based Object Detection", IEEE Transactions
+on Image Processing, 2020 (logarithms of distances).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rankdet.ops.checks import require_floating, require_positive
+from rankdet.ops.checks import require_choice, require_floating, require_positive
+
+Unit = Literal["pixel", "side"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,22 @@ class DeltaCoder:
 class DistanceCoder:
     """Code a box by the distances from a prior's centre to its left, top, right and bottom side.
 
-    The distances are in pixels, and negative where the centre is not in the box.
+    They are negative where the centre is not in the box.
+
+    Args:
+        unit: ``"pixel"``; or ``"side"``, the width of the prior for left and right and its height
+            for top and bottom. With priors of one stride that is the unit of FCOS with its boxes
+            normalised.
+        rectify: whether codes below 0 stand for distances of 0, so that every code is a box: to
+            be set where a network may say what it likes. A box that does not hold the centre
+            has no code then that decoding would undo.
+
+    Raises:
+        ValueError: unit is unknown.
+
+    References:
+        Tian, Shen, Chen, He, "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019,
+        equation 1.
 
     Example:
         >>> coder = DistanceCoder()
@@ -139,15 +159,22 @@ class DistanceCoder:
         tensor([0., 2., 9., 8.])
     """
 
+    unit: Unit = "pixel"
+    rectify: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("unit", self.unit, get_args(Unit))
+
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
         """Return the distances from the priors' centres to the sides of boxes.
 
         Args:
-            priors: [..., 4] xyxy in pixels, floating; a point is a prior of no size.
+            priors: [..., 4] xyxy in pixels, floating; a point is a prior of no size, which as
+                unit gives NaN.
             boxes: [..., 4] likewise.
 
         Returns:
-            [..., 4] left, top, right, bottom in pixels, shapes broadcast, float32 or float64.
+            [..., 4] left, top, right, bottom, shapes broadcast, float32 or float64.
 
         Raises:
             TypeError: priors or boxes are not floating point.
@@ -155,16 +182,15 @@ class DistanceCoder:
 
         Gradient: ordinary derivative.
         """
-        priors, boxes = _prepared(("priors", priors), ("boxes", boxes))
-        centre, _ = _centre_and_sides(priors)
-        return torch.cat([centre - boxes[..., :2], boxes[..., 2:] - centre], -1)
+        return _distances(priors, boxes, self.unit)
 
     def decode(self, priors: Tensor, codes: Tensor) -> Tensor:
         """Return the boxes whose sides are at these distances from the priors' centres.
 
         Args:
-            priors: [..., 4] xyxy in pixels, floating; a point is a prior of no size.
-            codes: [..., 4] left, top, right, bottom in pixels, floating.
+            priors: [..., 4] xyxy in pixels, floating; a point is a prior of no size, which as
+                unit gives NaN.
+            codes: [..., 4] left, top, right, bottom, floating.
 
         Returns:
             [..., 4] xyxy in pixels, shapes broadcast, float32 or float64; not clipped to an image.
@@ -173,29 +199,172 @@ class DistanceCoder:
             TypeError: priors or codes are not floating point.
             ValueError: their last dimension is not 4.
 
-        Gradient: ordinary derivative.
+        Gradient: ordinary derivative; 0 for codes below 0 if they are rectified.
         """
         priors, codes = _prepared(("priors", priors), ("codes", codes))
-        centre, _ = _centre_and_sides(priors)
-        return torch.cat([centre - codes[..., :2], centre + codes[..., 2:]], -1)
+        return _from_distances(priors, self._rectified(codes), self.unit)
 
     def decode_relative(self, codes: Tensor) -> Tensor:
         """Return the boxes in a frame whose origin is the prior's centre.
 
         Args:
-            codes: [..., 4] left, top, right, bottom in pixels, floating.
+            codes: [..., 4] left, top, right, bottom, floating.
 
         Returns:
-            [..., 4] xyxy in pixels, float32 or float64.
+            [..., 4] xyxy in the unit of the coder, float32 or float64.
 
         Raises:
             TypeError: codes are not floating point.
             ValueError: their last dimension is not 4.
 
-        Gradient: ordinary derivative.
+        Gradient: ordinary derivative; 0 for codes below 0 if they are rectified.
         """
         (codes,) = _prepared(("codes", codes))
-        return torch.cat([-codes[..., :2], codes[..., 2:]], -1)
+        return _about_origin(self._rectified(codes))
+
+    def _rectified(self, codes: Tensor) -> Tensor:
+        # Not `clamp`, whose derivative at 0 depends on the version of torch: a box that is a
+        # point can open again.
+        return torch.where(codes < 0, 0, codes) if self.rectify else codes
+
+
+@dataclass(frozen=True)
+class LogDistanceCoder:
+    """Code a box by the logarithms of its sides' distances from a prior's centre.
+
+    With d the distance from the centre to the left, top, right or bottom side, and u its unit:
+
+        code = log(min(max(d / u, least), most))
+
+    Decoding takes no note of ``least`` and ``most``: predictions may go further than targets do.
+    FoveaBox has priors as large as the base edges of its levels and takes these for units; the
+    first version of FCOS is ``LogDistanceCoder(unit="pixel", most=2.0**16)``.
+
+    Args:
+        unit: ``"pixel"``; or ``"side"``, the width of the prior for left and right and its height
+            for top and bottom.
+        least: smallest distance that is encoded, in units, above 0. It also stands for those
+            below 0, where the centre is not in the box.
+        most: largest distance that is encoded, in units, above ``least``.
+        max_log: codes are kept within plus and minus this when decoding; above 0. e^12 is
+            160,000, which is as good as no limit, and far from overflow.
+
+    Raises:
+        ValueError: unit is unknown, or a number is out of its range.
+
+    References:
+        Kong, Sun, Liu, Jiang, Li, Shi, "FoveaBox: Beyound Anchor-Based Object Detection", IEEE
+        Transactions on Image Processing, 2020 (there the limits are in the authors' code).
+
+    Example:
+        >>> prior, box = torch.tensor([-4.0, 0.0, 12.0, 16.0]), torch.tensor([3.5, 0.0, 20.0, 9.0])
+        >>> (LogDistanceCoder().encode(prior, box) / math.log(2)).round(decimals=1)
+        tensor([-4., -1.,  0., -4.])
+    """
+
+    unit: Unit = "side"
+    least: float = 1 / 16
+    most: float = 16.0
+    max_log: float = 12.0
+
+    def __post_init__(self) -> None:
+        require_choice("unit", self.unit, get_args(Unit))
+        require_positive("least", self.least)
+        if not self.most > self.least:
+            raise ValueError(f"most must be above least, got least={self.least}, most={self.most}")
+        require_positive("max_log", self.max_log)
+
+    def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        """Return the logarithms of the distances, limited, from the priors' centres.
+
+        Args:
+            priors: [..., 4] xyxy in pixels, floating; a point is a prior of no size, which as
+                unit gives NaN.
+            boxes: [..., 4] likewise.
+
+        Returns:
+            [..., 4] left, top, right, bottom, shapes broadcast, float32 or float64.
+
+        Raises:
+            TypeError: priors or boxes are not floating point.
+            ValueError: their last dimension is not 4.
+
+        Gradient: ordinary derivative; 0 beyond the limits.
+        """
+        return _distances(priors, boxes, self.unit).clamp(self.least, self.most).log()
+
+    def decode(self, priors: Tensor, codes: Tensor) -> Tensor:
+        """Return the boxes whose sides are at these distances from the priors' centres.
+
+        Args:
+            priors: [..., 4] xyxy in pixels, floating; a point is a prior of no size, which as
+                unit gives NaN.
+            codes: [..., 4] logarithms for left, top, right, bottom, floating.
+
+        Returns:
+            [..., 4] xyxy in pixels, shapes broadcast, float32 or float64; not clipped to an image.
+
+        Raises:
+            TypeError: priors or codes are not floating point.
+            ValueError: their last dimension is not 4.
+
+        Gradient: ordinary derivative; 0 for a code beyond ``max_log``.
+        """
+        priors, codes = _prepared(("priors", priors), ("codes", codes))
+        return _from_distances(priors, self._exponential(codes), self.unit)
+
+    def decode_relative(self, codes: Tensor) -> Tensor:
+        """Return the boxes in a frame whose origin is the prior's centre.
+
+        Args:
+            codes: [..., 4] logarithms for left, top, right, bottom, floating.
+
+        Returns:
+            [..., 4] xyxy in the unit of the coder, float32 or float64.
+
+        Raises:
+            TypeError: codes are not floating point.
+            ValueError: their last dimension is not 4.
+
+        Gradient: ordinary derivative; 0 for a code beyond ``max_log``.
+        """
+        (codes,) = _prepared(("codes", codes))
+        return _about_origin(self._exponential(codes))
+
+    def _exponential(self, codes: Tensor) -> Tensor:
+        return codes.clamp(-self.max_log, self.max_log).exp()
+
+
+def _distances(priors: Tensor, boxes: Tensor, unit: Unit) -> Tensor:
+    """Distances from the priors' centres to left, top, right and bottom side: [..., 4]."""
+    priors, boxes = _prepared(("priors", priors), ("boxes", boxes))
+    centre, sides = _centre_and_sides(priors)
+    low, high = boxes.split(2, -1)
+    before, after = centre - low, high - centre
+    if unit == "side":
+        sides = _no_point(sides)
+        before, after = before / sides, after / sides
+    return torch.cat([before, after], -1)
+
+
+def _from_distances(priors: Tensor, distances: Tensor, unit: Unit) -> Tensor:
+    """Boxes at these distances from the priors' centres, xyxy in pixels."""
+    centre, sides = _centre_and_sides(priors)
+    before, after = distances.split(2, -1)
+    if unit == "side":
+        sides = _no_point(sides)
+        before, after = before * sides, after * sides
+    return torch.cat([centre - before, centre + after], -1)
+
+
+def _no_point(sides: Tensor) -> Tensor:
+    """Return the sides, NaN where they are 0: no unit, rather than an endless or no distance."""
+    return torch.where(sides == 0, torch.nan, sides)
+
+
+def _about_origin(distances: Tensor) -> Tensor:
+    before, after = distances.split(2, -1)
+    return torch.cat([-before, after], -1)
 
 
 def _prepared(*named: tuple[str, Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Floats
+from rankdet.eval.instances import Floats
 from rankdet.eval.report.markup import DASH, Markup, number, significant, tag
 from rankdet.eval.report.plot import (
     POINTS,
@@ -184,7 +184,7 @@ def by_number(runs: Sequence[Run], key: str) -> Markup:
                 bars.append(text)
                 continue
             tall = value_here * (floor - top)
-            few = " few" if each.objects < 10 else ""
+            few = " few" if each.objects < run.score.few else ""
             bars.append(
                 tag(
                     "rect",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rankdet.eval.coco_ap import Bools, Floats, Instances, Ints
+from rankdet.eval.instances import Bools, Floats, Instances, Ints
 from rankdet.eval.matching import Matches, box_iou
 
 RIGHT, OTHER_CLASS, SECOND, LOOSE, NOTHING = range(5)

@@ -125,7 +125,8 @@ def outcome_table(run: Run, *, single: bool) -> Markup:
         "box too far off",
         "nothing there",
     ]
-    head = tag("thead", groups, tag("tr", *(tag("th", h, scope="col") for h in heads)))
+    titles = [tag("th", h, scope="col", class_="text" if h == "taken for" else None) for h in heads]
+    head = tag("thead", groups, tag("tr", *titles))
     table = tag("table", head, tag("tbody", *rows), class_="outcomes")
     style = "wide tall" if len(rows) > TALL else "wide"
     return tag("div", table, class_=style, tabindex=0, role="region", aria_label="Outcomes")

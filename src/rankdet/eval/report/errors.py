@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Bools, Floats, Ints
+from rankdet.eval.instances import Bools, Floats, Ints
 from rankdet.eval.matching import box_iou
 from rankdet.eval.report.confusion import LOOSE, NOTHING, OTHER_CLASS, RIGHT, SECOND
 from rankdet.eval.report.markup import significant

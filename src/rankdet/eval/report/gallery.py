@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rankdet.eval.coco_ap import Floats
+from rankdet.eval.instances import Floats
 from rankdet.eval.report.confusion import RIGHT
 from rankdet.eval.report.errors import Case, box_of, false_alarms, missed_objects, poor_boxes
 from rankdet.eval.report.markup import Markup, plural, significant, tag

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankdet import __version__
-from rankdet.eval.report import charts, confusion_tables, gallery, tables
+from rankdet.eval.report import charts, confusion_tables, gallery, numbers, tables
 from rankdet.eval.report.markup import Markup, join, significant, tag
 from rankdet.eval.report.plot import legend
 from rankdet.eval.report.runs import Run, RunForReport, analyse
@@ -28,6 +28,17 @@ _BOXES = (
 )
 # With more classes than this their lines are drawn faintly, without marks until one is chosen.
 _MANY = 12
+# What the line at the top leads to, where it is there.
+_LINKS = (
+    ("numbers", "Numbers"),
+    ("changes", "Changes"),
+    ("pictures", "Pictures"),
+    ("classes", "Classes"),
+    ("curves", "Curves"),
+    ("by-number", "Crowding"),
+    ("confusions", "Confusions"),
+    ("errors", "Errors"),
+)
 _ERRORS = (("off", "boxes off"), ("alarm", "false alarms"), ("missed", "missed objects"))
 
 
@@ -93,10 +104,12 @@ def page(
     names = runs[0].instances.names
     single = len(names) == 1
     sections = [
-        _section("numbers", "Headline", None, tables.headline(runs)),
+        _section("numbers", "Headline", None, tables.headline(runs), numbers.all_numbers(runs)),
         tables.warnings(runs),
+        *([_changes(runs)] if len(runs) > 1 else []),
         *([_pictures(runs, images)] if images is not None else []),
         _classes(runs, single),
+        *_at_thresholds(runs, single),
         _curves(runs, single),
         _correlation(runs, single),
         _by_number(runs),
@@ -119,6 +132,7 @@ def page(
         script=script,
         script_hash=digest,
         filter=Markup("") if single else choice,
+        links=_links(sections),
         state="filtered" if single else "many" if len(names) > _MANY else "",
         verdict=tables.verdict(runs),
         facts=tables.facts_table(facts),
@@ -140,9 +154,42 @@ def _check_same_classes(runs: Sequence[Run]) -> None:
             )
 
 
+def _links(sections: Sequence[str]) -> Markup:
+    there = [(name, text) for name, text in _LINKS
+             if any(made.startswith(f'<section id="{name}">') for made in sections)]  # fmt: skip
+    return join(tag("a", text, href=f"#{name}") for name, text in there)
+
+
 def _section(name: str, heading: str, text: str | None, *inside: str) -> Markup:
     intro = [tag("p", text, class_="intro")] if text else []
     return tag("section", tag("h2", heading), *intro, *inside, id=name)
+
+
+def _changes(runs: Sequence[Run]) -> Markup:
+    return _section(
+        "changes",
+        "What changed",
+        f"AP by class, from {runs[0].name} to {runs[1].name}: what got worse comes first.",
+        numbers.class_changes(runs),
+    )
+
+
+def _at_thresholds(runs: Sequence[Run], single: bool) -> list[Markup]:
+    sections: list[Markup] = []
+    for run in runs:
+        made = numbers.at_thresholds(run, single=single)
+        if made:
+            of = f" of {run.name}" if len(runs) > 1 else ""
+            sections.append(
+                _section(
+                    f"at-threshold-{len(sections)}",
+                    f"At the thresholds that were asked for{of}",
+                    "What happens with given thresholds instead of the recommended ones. The last "
+                    "column is the error that the recommended threshold of the class would leave.",
+                    made,
+                )
+            )
+    return sections
 
 
 def _pictures(runs: Sequence[Run], images: gallery.ImageReader) -> Markup:
@@ -233,7 +280,7 @@ def _by_number(runs: Sequence[Run]) -> Markup:
         "by-number",
         "Crowded images and small objects",
         "How well the detector does on images with few and with many objects, over all classes. "
-        f"Pale bars rest on fewer than {tables.FEW} objects.",
+        f"Pale bars rest on fewer than {runs[0].score.few} objects.",
         charts.run_legend(runs),
         *shown,
         tag("h3", "By the size of the object"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Floats, Ints
+from rankdet.eval.instances import Floats, Ints
 from rankdet.eval.report.markup import Markup, significant, tag
 
 POINTS = 200

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankdet.eval.coco_ap import Floats, Instances, Ints, read_instances
+from rankdet.eval.instances import Floats, Instances, Ints, read_instances
 from rankdet.eval.lrp import LRPCurve, lrp_curve
 from rankdet.eval.matching import AREA_RANGES, Matches, match
 from rankdet.eval.report.confusion import Outcomes, outcomes
@@ -65,20 +65,22 @@ def analyse(run: RunForReport) -> Run:
         ValueError: a record is wrong, or the score is of other data.
     """
     instances = read_instances(run.ground_truth, run.detections)
-    names = tuple(each.name for each in run.score.per_class)
-    sizes = (run.score.images, run.score.detections)
-    if names != instances.names or sizes != (len(instances.image_ids), len(instances.dt_scores)):
+    score = run.score
+    names = tuple(each.name for each in score.per_class)
+    told = (len(names), score.images, score.objects, score.detections)
+    objects = int((~instances.gt_crowd).sum())
+    found = (len(instances.names), len(instances.image_ids), objects, len(instances.dt_scores))
+    if names != instances.names or told != found:
         raise ValueError(
-            f"the score of run {run.name!r} is of other data: it has {len(names)} classes, "
-            f"{sizes[0]} images and {sizes[1]} detections, ground truth and detections have "
-            f"{len(instances.names)}, {len(instances.image_ids)} and {len(instances.dt_scores)}"
+            f"the score of run {run.name!r} is of other data: it has {_counts(told)}; ground truth "
+            f"and detections have {_counts(found)}"
         )
-    tau = run.score.tau
+    tau = score.tau
     matches = match(instances, iou_thresholds=(tau,), area_ranges=AREA_RANGES[:1])
-    thresholds = [each.threshold for each in run.score.per_class]
+    thresholds = [each.threshold for each in score.per_class]
     return Run(
         name=run.name,
-        score=run.score,
+        score=score,
         instances=instances,
         matches=matches,
         outcomes=outcomes(instances, matches, thresholds, tau=tau),
@@ -88,6 +90,11 @@ def analyse(run: RunForReport) -> Run:
         ),
         class_of=np.repeat(np.arange(len(names)), np.diff(matches.starts)),
     )
+
+
+def _counts(numbers: tuple[int, ...]) -> str:
+    words = ("classes", "images", "objects", "detections")
+    return ", ".join(f"{number} {word}" for number, word in zip(numbers, words, strict=True))
 
 
 def _curve(curve: LRPCurve, objects: int) -> Curve:

@@ -20,8 +20,6 @@ from rankdet.eval.report.markup import (
 from rankdet.eval.report.runs import Run
 from rankdet.eval.score import ClassScore, Score
 
-FEW = 10
-"""Numbers that rest on fewer objects are marked."""
 TALL = 20
 """A table of more rows scrolls in a frame."""
 
@@ -181,23 +179,10 @@ def class_table(runs: Sequence[Run], *, single: bool) -> Markup:
             each = run.score.per_class[k]
             cells = []
             if place == 0:
-                few = (
-                    [
-                        " ",
-                        tag(
-                            "span",
-                            "few",
-                            class_="badge",
-                            title=f"fewer than {FEW} objects: these numbers say little",
-                        ),
-                    ]
-                    if each.objects < FEW
-                    else []
-                )
-                span = str(len(runs)) if several else None
+                span = len(runs) if several else None
                 cells += [
                     tag("th", each.name, scope="row", rowspan=span),
-                    tag("td", *few, " ", count(each.objects), rowspan=span),
+                    tag("td", objects_cell(each.objects, run.score.few), rowspan=span),
                 ]
             if several:
                 cells.append(tag("td", run.name, class_=f"name run-{place}"))
@@ -267,24 +252,46 @@ def size_table(runs: Sequence[Run]) -> Markup:
     limits = {"small": "up to 32 x 32 px", "medium": "up to 96 x 96 px", "large": "beyond"}
     keys = {"small": "APs", "medium": "APm", "large": "APl"}
     several = len(runs) > 1
-    rows = []
+    bodies = []
     for n, size in enumerate(runs[0].score.by_size):
+        rows = []
         for place, run in enumerate(runs):
             each = run.score.by_size[n]
+            span = len(runs) if several else None
+            first = [
+                tag("th", size.size, " ", tag("small", limits[size.size]), scope="row",
+                    rowspan=span)
+            ]  # fmt: skip
             rows.append(
                 tag(
                     "tr",
-                    tag("th", size.size, " ", tag("small", limits[size.size]), scope="row"),
+                    *(first if place == 0 else []),
                     *([tag("td", run.name, class_=f"name run-{place}")] if several else []),
-                    tag("td", count(each.objects)),
+                    tag("td", objects_cell(each.objects, run.score.few)),
                     tag("td", number(getattr(run.score, keys[size.size]))),
                     tag("td", number(each.oLRP)),
+                    *(
+                        tag("td", number(v), class_="minor")
+                        for v in (each.oLRP_loc, each.oLRP_fp, each.oLRP_fn)
+                    ),
                 )
             )
-    heads = ["size", *(["run"] if several else []), "objects", "AP", "oLRP"]
-    head = tag("thead", tag("tr", *(tag("th", h, scope="col") for h in heads)))
-    table = tag("table", head, tag("tbody", *rows))
-    return tag("div", table, class_="wide")
+        bodies.append(tag("tbody", *rows))
+    minor = ("off", "alarms", "missed")
+    heads = ["size", *(["run"] if several else []), "objects", "AP", "oLRP", *minor]
+    styles = {"run": "text", **dict.fromkeys(minor, "minor")}
+    head = tag(
+        "thead", tag("tr", *(tag("th", h, scope="col", class_=styles.get(h)) for h in heads))
+    )
+    return tag("div", tag("table", head, *bodies, class_="sizes"), class_="wide")
+
+
+def objects_cell(objects: int, few: int) -> Markup:
+    """Return a count, marked where numbers that rest on it say little."""
+    if not 0 < objects < few:
+        return join([count(objects)])
+    told = f"fewer than {few} objects: these numbers say little"
+    return join([tag("span", "few", class_="badge", title=told), " ", count(objects)])
 
 
 def correlation_text(run: Run) -> str:
@@ -314,7 +321,7 @@ def _card(
                 f"{abs(by):.3f} {'better' if better else 'worse'}",
                 "good" if better else "bad",
             )
-        change = [tag("p", f"{runs[1].name}: {word}", class_=f"change {kind}")]
+        change = [tag("p", word, class_=f"change {kind}")]
     goal = tag("span", "higher is better" if higher else "lower is better", class_="goal")
     top = [tag("h3", name, " ", goal)] if style == "card" else [tag("h4", name)]
     return tag(

@@ -1,0 +1,104 @@
+"""Assignment at scale stays within its memory, and its benchmark runs and says what it ran."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import assignment, results
+from rankdet.structures import Assignment, Priors, Targets
+
+# MB; the table of all pairs alone, of one float32 each, would be 327.
+BOUNDS = {"MaxIoU": 200, "ATSS": 330, "FCOS": 160, "FoveaBox": 160}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_many_objects_and_priors_need_bounded_memory(name: str) -> None:
+    assigner, generator, side = assignment.ASSIGNERS[name]
+    priors = generator((side, side), device="cpu", dtype=torch.float32)
+    assert len(priors.boxes) > 50_000
+    megabytes = assignment.peak(assigner, priors, assignment.objects(8, 200, side))
+    assert math.isnan(megabytes) or 5 < megabytes < BOUNDS[name]
+
+
+def test_the_measure_of_memory_sees_a_table_of_all_pairs() -> None:
+    _, generator, _ = assignment.ASSIGNERS["MaxIoU"]
+    priors = generator((160, 160), device="cpu", dtype=torch.float32)
+    targets = assignment.objects(8, 200, 160)
+    held = []
+
+    def wasteful(priors: Priors, targets: Targets) -> Assignment:
+        pairs = targets.boxes[:, :, None, 0] + priors.boxes[:, 0]
+        held.append(pairs.shape)
+        return Assignment(pairs.argmax(1))
+
+    megabytes = assignment.peak(wasteful, priors, targets)
+    assert held == [(1, 1, len(priors.boxes)), (8, 200, len(priors.boxes))]
+    expected = 8 * 200 * len(priors.boxes) * 4 / 1e6
+    assert math.isnan(megabytes) or megabytes == pytest.approx(expected, rel=0.3)
+
+
+def test_objects_lie_on_their_images() -> None:
+    targets = assignment.objects(3, 50, 512)
+    low, high = targets.boxes.split(2, -1)
+    assert (low >= 0).all()
+    assert (high <= 512).all()
+    assert (high > low).all()
+    sides = (high - low).flatten()
+    assert sides.min() < 8
+    assert sides.max() > 128
+    assert torch.equal(targets.boxes, assignment.objects(3, 50, 512).boxes)
+
+
+def test_a_trained_head_is_sure_of_its_positives_alone() -> None:
+    matched, labels = torch.tensor([[0, -1, -2, 1] * 500]), torch.tensor([[3, 5]])
+    logits = torch.zeros(1, 2000, 6)
+    drawn = assignment.drawn_logits(logits, matched, labels, "trained")[0]
+    positive = torch.zeros(2000, 6, dtype=torch.bool)
+    positive[0::4, 3] = positive[3::4, 5] = True
+    for some, mean, spread in ((positive, -1, 2), (~positive, -6, 1.5)):
+        assert float(drawn[some].mean()) == pytest.approx(mean, abs=0.3)
+        assert float(drawn[some].std()) == pytest.approx(spread, rel=0.1)
+    assert torch.equal(assignment.drawn_logits(logits, matched, labels, "init"), logits)
+
+
+def test_the_rows_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--rounds 2 --batch 2 --size 64 --channels 8 --shrink 10 --out".split()  # noqa: SIM905
+    assert assignment.main([*arguments, str(tmp_path)]) == 0
+    rows = results.read(tmp_path / "assignment-cpu.csv")
+    assert [(row["detector"], row["regime"], row["loss"]) for row in rows] == [
+        (detector, regime, loss)
+        for detector in assignment.DETECTORS
+        for regime in assignment.REGIMES
+        for loss in assignment.LOSSES
+    ]
+    for row in rows:
+        assert row["rival"] == "focal + smooth L1"
+        assert row["priors"] == {"RetinaNet": "516", "RetinaNet + ATSS": "172"}[row["detector"]]
+        assert int(row["positives"]) > 0
+        parts = ("head", "head_backward", *assignment.PARTS)
+        assert all(float(row[f"{part}_ms"]) > 0 for part in parts)
+        assert float(row["ratio_low"]) <= float(row["criterion_ratio"]) <= float(row["ratio_high"])
+        assert all(row[name] for name in ("commit", "machine", "torch", "threads", "seed", "date"))
+        if row["loss"] == row["rival"]:
+            assert float(row["criterion_ratio"]) == 1
+    alone = results.read(tmp_path / "assigners-cpu.csv")
+    assert [row["assigner"] for row in alone] == list(assignment.ASSIGNERS)
+    assert all(row["batch"] == "8" and row["objects"] == "200" for row in alone)
+    printed = capsys.readouterr().out
+    assert "x focal + smooth L1" in printed
+    assert "8 x 200 objects" in printed
+
+
+def test_wrong_settings_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert assignment.main(["--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert assignment.main(["--rounds", "0", "--out", str(tmp_path)]) == 2
+    assert "--rounds must be 1 or more, got 0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
