@@ -96,20 +96,23 @@ def test_no_row_is_written_where_the_evaluators_disagree(
 
 
 def test_ratios_are_within_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Machines of speed 1, 4 and 1; ours takes 1.5 times as long, and all grow with the copies.
-    seconds = [speed * each for speed in (1.0, 4.0, 1.0) for each in (2.0, 10.0, 3.0, 4.0, 6.0)]
-    plan(monkeypatch, [(each, 0.25) for each in seconds])
+    # In each round: rival, pycocotools, ours; then rival and ours on two copies.
+    rounds = ((2, 10, 3, 4, 6), (8, 10, 8, 16, 32), (4, 10, 12, 12, 12))
+    plan(monkeypatch, [(float(each), 0.25) for seconds in rounds for each in seconds])
     truth, found = evaluation.synthetic(1)
     sets = [evaluation.write("a set", truth, found, copies, tmp_path) for copies in (1, 2)]
     rows = {(row["copies"], row["evaluator"]): row for row in evaluation.rows(sets, rounds=3)}
     assert len(rows) == 5
-    for copies in (1, 2):
-        for name, ratio in ((evaluation.RIVAL, 1), (evaluation.OURS, 1.5)):
-            row = rows[copies, name]
-            assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (ratio, ratio, ratio)
-            assert (row["cpu_ratio"], row["growth"], row["cpu_growth"]) == (ratio, copies, copies)
     ours = rows[1, evaluation.OURS]
-    assert (ours["seconds_low"], ours["seconds"], ours["seconds_high"]) == (3, 3, 12)
+    assert (ours["seconds_low"], ours["seconds"], ours["seconds_high"]) == (3, 8, 12)
+    # 8 / 4 = 2 would be the ratio of the medians.
+    assert (ours["ratio_low"], ours["ratio"], ours["ratio_high"]) == (1, 1.5, 3)
+    assert (ours["cpu_seconds"], ours["cpu_ratio"], ours["growth"]) == (4, 1.5, 1)
+    twice = rows[2, evaluation.OURS]
+    assert (twice["ratio_low"], twice["ratio"], twice["ratio_high"]) == (1, 1.5, 2)
+    assert (twice["growth"], twice["cpu_growth"]) == (2, 2)
+    rival = rows[2, evaluation.RIVAL]
+    assert (rival["ratio"], rival["growth"], rival["cpu_growth"]) == (1, 2, 2)
 
 
 def test_a_failing_evaluator_is_named_with_its_message(tmp_path: Path) -> None:

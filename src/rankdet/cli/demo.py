@@ -21,12 +21,12 @@ class Expected:
 FULL = Expected(
     4400, (0.66, 0.73), 0.39, "10 to 11 minutes of training on two cores of a busy 2.5 GHz Xeon"
 )
-QUICK = Expected(700, (0.25, 0.55), 0.65, "one to two minutes of training there")
+QUICK = Expected(500, (0.25, 0.55), 0.65, "one to two minutes of training there")
 
 EXAMPLES = """\
 examples:
   rankdet demo                  4400 steps: some minutes on two cores
-  rankdet demo --quick          700 steps on less data
+  rankdet demo --quick          500 steps on less data
   rankdet demo --out try/ --set criterion.kind=rank_sort
 """
 
@@ -62,11 +62,11 @@ def run(given: argparse.Namespace) -> int:
 
     voice = Voice()
     out = Path(given.out)
-    short = [f"schedule.steps={QUICK.steps}", "training.evaluations=2"] if given.quick else []
+    short = [f"schedule.steps={QUICK.steps}", "training.evaluations=1"] if given.quick else []
     recipe = load_recipe("demo", [*short, *given.set])
     data = out / ("digits-quick" if given.quick else "digits")
     folder = new_folder(str(_free(out / ("quick" if given.quick else "run"))), recipe.name)
-    train, val = (2000, 150) if given.quick else (12_000, 300)
+    train, val = (1500, 150) if given.quick else (12_000, 300)
     make_digits(data, train, val, recipe.data.train_size, 0, False, voice)
     code = run_in(
         folder,

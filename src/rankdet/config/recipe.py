@@ -108,8 +108,8 @@ class Model(Section):
     faster_rcnn takes every second place of the pyramid's last map."""
     head_convs: Annotated[int, Field(ge=0, le=16)] = 4
     """Convolutions of each of the two towers."""
-    head_norm: Literal["group"] | None = None
-    """Normalisation in the towers."""
+    head_norm: Literal["group", "batch"] | None = None
+    """Normalisation in the towers; group depends on how far an image is padded, batch does not."""
     class_prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Probability that an untrained detector gives to every class at every place. Ranking losses
     barely move the general level of the scores, so this also sets how high they end."""

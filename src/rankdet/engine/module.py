@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -84,6 +85,8 @@ class TrainingModule(pl.LightningModule):
             ).requires_grad_(False)
         self._unchecked: tuple[int, Tensor, LossTerms, tuple[int, ...]] | None = None
         self.last_parts: dict[str, Tensor] = {}
+        self._seed = torch.initial_seed()
+        self._micro_batches = 0  # since the last optimiser step
 
     @property
     def evaluated(self) -> nn.Module:
@@ -96,6 +99,10 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: TrainingBatch, _index: int) -> Tensor:
         """Return the loss of a batch."""
         self.require_finite()
+        # So that whatever is drawn in a step is drawn again when a run is resumed there.
+        place = (self.global_step, self._micro_batches, self.global_rank)
+        torch.manual_seed(_mixed(self._seed, *place))
+        self._micro_batches += 1
         targets = batch.targets
         predictions = predict(self.detector, batch.images, targets.sizes, targets)
         terms: LossTerms = self.criterion(predictions, targets)
@@ -127,6 +134,7 @@ class TrainingModule(pl.LightningModule):
 
     def end_step(self) -> None:
         """Do what follows an optimiser step: average the weights, end a balancing period."""
+        self._micro_batches = 0
         if self.averaged is not None:
             self.averaged.update_parameters(self.detector)
         if self.global_step % self.balance_period == 0:
@@ -150,3 +158,9 @@ class TrainingModule(pl.LightningModule):
             torch._foreach_lerp_(averages, currents, 1 - decay)
         else:
             torch._foreach_copy_(averages, currents)
+
+
+def _mixed(*numbers: int) -> int:
+    """Return a seed that depends on all of the numbers, the same in every process and version."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "little")

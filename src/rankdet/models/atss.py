@@ -6,12 +6,10 @@ Adaptive Training Sample Selection", CVPR 2020. The choice itself is `rankdet.as
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rankdet.models.backbones import Backbone
 from rankdet.models.detector import Detector
 from rankdet.models.fpn import FPN, Extra
-from rankdet.models.heads import DenseHead
+from rankdet.models.heads import DenseHead, HeadNorm
 from rankdet.models.priors import AnchorGenerator
 from rankdet.ops.box_codes import DeltaCoder
 from rankdet.structures import BoxCoder
@@ -25,7 +23,7 @@ def atss(
     levels: int = 5,
     extra: Extra = "p5",
     convs: int = 4,
-    norm: Literal["group"] | None = "group",
+    norm: HeadNorm | None = "group",
     scale: float = 8.0,
     octave_scales: int = 1,
     ratios: tuple[float, ...] = (1.0,),
@@ -47,7 +45,7 @@ def atss(
         levels: number of feature maps, 3 or more: 5 for strides 8 to 128.
         extra: what the first map above C5 is made from, ``"p5"`` or ``"c5"``.
         convs: number of convolutions in each tower of the head.
-        norm: ``"group"`` for group normalisation in the towers, or None.
+        norm: of the towers: ``"group"``, ``"batch"`` or None, see `DenseHead`.
         scale: side of the smallest square anchor, in strides.
         octave_scales: number of anchor scales per octave.
         ratios: height / width of the anchors.

@@ -6,12 +6,10 @@ points are positive is in `rankdet.assign.fcos`.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rankdet.models.backbones import Backbone
 from rankdet.models.detector import Detector
 from rankdet.models.fpn import FPN, Extra
-from rankdet.models.heads import DenseHead, Tower
+from rankdet.models.heads import DenseHead, HeadNorm, Source
 from rankdet.models.priors import PointGenerator
 from rankdet.ops.box_codes import DistanceCoder
 from rankdet.structures import BoxCoder
@@ -25,9 +23,9 @@ def fcos(
     levels: int = 5,
     extra: Extra = "p5",
     convs: int = 4,
-    norm: Literal["group"] | None = "group",
+    norm: HeadNorm | None = "group",
     centreness: bool = True,
-    centreness_from: Tower = "classes",
+    centreness_from: Source = "classes",
     level_scales: bool = True,
     class_prior: float = 0.01,
     coder: BoxCoder | None = None,
@@ -48,7 +46,7 @@ def fcos(
         levels: number of feature maps, 3 or more: 5 for strides 8 to 128.
         extra: what the first map above C5 is made from, ``"p5"`` or ``"c5"``.
         convs: number of convolutions in each tower of the head.
-        norm: ``"group"`` for group normalisation in the towers, or None.
+        norm: of the towers: ``"group"``, ``"batch"`` or None, see `DenseHead`.
         centreness: whether there is a branch "centreness"; the criterion must need it then.
         centreness_from: the tower it comes from, ``"classes"`` as in the paper or ``"boxes"``.
         level_scales: whether the codes of each level are multiplied by a learned number.

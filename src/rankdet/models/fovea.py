@@ -6,12 +6,10 @@ on Image Processing, 2020. Which points are positive is in `rankdet.assign.fovea
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rankdet.models.backbones import Backbone
 from rankdet.models.detector import Detector
 from rankdet.models.fpn import FPN, Extra
-from rankdet.models.heads import DenseHead
+from rankdet.models.heads import DenseHead, HeadNorm
 from rankdet.models.priors import PointGenerator
 from rankdet.ops.box_codes import LogDistanceCoder
 from rankdet.structures import BoxCoder
@@ -25,7 +23,7 @@ def fovea(
     levels: int = 5,
     extra: Extra = "c5",
     convs: int = 4,
-    norm: Literal["group"] | None = None,
+    norm: HeadNorm | None = None,
     base_edges: tuple[float, ...] | None = None,
     class_prior: float = 0.01,
     coder: BoxCoder | None = None,
@@ -39,7 +37,7 @@ def fovea(
         levels: number of feature maps, 3 or more: 5 for strides 8 to 128.
         extra: what the first map above C5 is made from, ``"c5"`` or ``"p5"``.
         convs: number of convolutions in each tower of the head.
-        norm: None, or ``"group"`` for group normalisation in the towers.
+        norm: of the towers: ``"group"``, ``"batch"`` or None, see `DenseHead`.
         base_edges: unit of the distances of each level in pixels, above 0; by default twice the
             stride, so 16, 32, 64, 128 and 256 for 5 levels.
         class_prior: score of all classes and places at the start, in (0, 1).

@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rankdet.models.backbones import group_norm
 from rankdet.ops.checks import require_choice
 
-Tower = Literal["boxes", "classes"]
+HeadNorm = Literal["group", "batch"]
+Source = Literal["boxes", "classes"]
 
 
 class HeadOutputs(NamedTuple):
@@ -39,7 +41,10 @@ class DenseHead(nn.Module):
         classes: C.
         per_place: number of priors at each place.
         convs: number of convolutions in each tower.
-        norm: None, or ``"group"`` for group normalisation after each of them.
+        norm: None, or what follows each of them: ``"group"`` for group normalisation, or
+            ``"batch"`` for batch normalisation with statistics for each level. Group
+            normalisation looks at a whole map, padding and all, so what is found in an image
+            depends on how far it was padded; fixed statistics do not.
         class_prior: score of all classes and places at the start, in (0, 1).
         centreness: whether there is a branch "centreness".
         centreness_from: the tower it comes from, ``"boxes"`` or ``"classes"``.
@@ -55,10 +60,10 @@ class DenseHead(nn.Module):
         per_place: int,
         *,
         convs: int = 4,
-        norm: Literal["group"] | None = None,
+        norm: HeadNorm | None = None,
         class_prior: float = 0.01,
         centreness: bool = False,
-        centreness_from: Tower = "boxes",
+        centreness_from: Source = "boxes",
         iou: bool = False,
         level_scales: bool = False,
         levels: int = 5,
@@ -69,15 +74,15 @@ class DenseHead(nn.Module):
                 raise ValueError(f"{name} must be 1 or more, got {number}")
         if convs < 0:
             raise ValueError(f"convs must be 0 or more, got {convs}")
-        if norm not in (None, "group"):
-            raise ValueError(f"norm must be None or 'group', got {norm!r}")
-        require_choice("centreness_from", centreness_from, get_args(Tower))
+        if norm is not None:
+            require_choice("norm", norm, get_args(HeadNorm))
+        require_choice("centreness_from", centreness_from, get_args(Source))
         if not 0 < class_prior < 1:
             raise ValueError(f"class_prior must be between 0 and 1, got {class_prior}")
         self.classes, self.per_place, self.levels = classes, per_place, levels
         self.centreness_from = centreness_from
-        self.class_tower = _tower(channels, convs, norm)
-        self.box_tower = _tower(channels, convs, norm)
+        self.class_tower = Tower(channels, convs, norm, levels)
+        self.box_tower = Tower(channels, convs, norm, levels)
         self.to_logits = nn.Conv2d(channels, per_place * classes, 3, padding=1)
         self.to_codes = nn.Conv2d(channels, per_place * 4, 3, padding=1)
         self.to_centreness = nn.Conv2d(channels, per_place, 3, padding=1) if centreness else None
@@ -111,8 +116,9 @@ class DenseHead(nn.Module):
         scales = [None] * self.levels if self.scales is None else self.scales.unbind()
         logits, codes = [], []
         branches: dict[str, list[Tensor]] = {name: [] for name in self.branches}
-        for feature, scale in zip(features, scales, strict=True):
-            for_classes, for_boxes = self.class_tower(feature), self.box_tower(feature)
+        for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+            for_classes = self.class_tower(feature, level)
+            for_boxes = self.box_tower(feature, level)
             logits.append(_by_prior(self.to_logits(for_classes), self.classes))
             code = _by_prior(self.to_codes(for_boxes), 4)
             codes.append(code if scale is None else code * scale)
@@ -125,14 +131,37 @@ class DenseHead(nn.Module):
         return HeadOutputs(torch.cat(logits, 1), torch.cat(codes, 1), joined)
 
 
-def _tower(channels: int, convs: int, norm: str | None) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(convs):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None))
-        if norm is not None:
-            layers.append(group_norm(channels))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+class Tower(nn.Module):
+    """Convolutions shared by all levels, each followed by a norm and a ReLU.
+
+    Args:
+        channels: number of channels in and out.
+        convs: number of convolutions.
+        norm: None, ``"group"``, or ``"batch"`` with statistics for each level.
+        levels: number of feature maps.
+    """
+
+    def __init__(self, channels: int, convs: int, norm: HeadNorm | None, levels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None) for _ in range(convs)
+        )
+        # The maps of the levels differ in their statistics; one set for all would fit none.
+        sets = {None: 0, "group": 1, "batch": levels}[norm]
+        make = nn.BatchNorm2d if norm == "batch" else group_norm
+        self.norms = nn.ModuleList(
+            nn.ModuleList(make(channels) for _ in range(sets)) for _ in range(convs)
+        )
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Return the map of a level [B, channels, H, W], transformed."""
+        for conv, norms in zip(self.convs, self.norms, strict=True):
+            assert isinstance(norms, nn.ModuleList)
+            x = conv(x)
+            if len(norms):
+                x = norms[level if len(norms) > 1 else 0](x)
+            x = functional.relu(x, inplace=True)
+        return x
 
 
 def _by_prior(x: Tensor, numbers: int) -> Tensor:

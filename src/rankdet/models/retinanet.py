@@ -5,12 +5,10 @@ Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rankdet.models.backbones import Backbone
 from rankdet.models.detector import Detector
 from rankdet.models.fpn import FPN, Extra
-from rankdet.models.heads import DenseHead
+from rankdet.models.heads import DenseHead, HeadNorm
 from rankdet.models.priors import AnchorGenerator
 from rankdet.ops.box_codes import DeltaCoder
 from rankdet.structures import BoxCoder
@@ -24,7 +22,7 @@ def retinanet(
     levels: int = 5,
     extra: Extra = "c5",
     convs: int = 4,
-    norm: Literal["group"] | None = None,
+    norm: HeadNorm | None = None,
     scale: float = 4.0,
     octave_scales: int = 2,
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
@@ -42,7 +40,7 @@ def retinanet(
         levels: number of feature maps, 3 or more: 5 for strides 8 to 128.
         extra: what the first map above C5 is made from, ``"c5"`` or ``"p5"``.
         convs: number of convolutions in each tower of the head.
-        norm: None, or ``"group"`` for group normalisation in the towers.
+        norm: of the towers: ``"group"``, ``"batch"`` or None, see `DenseHead`.
         scale: side of the smallest square anchor, in strides.
         octave_scales: number of anchor scales per octave.
         ratios: height / width of the anchors.
