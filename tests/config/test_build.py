@@ -167,8 +167,10 @@ def test_the_settings_of_tests_arrive() -> None:
     )
     assert build_test_resize(recipe) == TestResize(100, 300)
     assert build_post_process(recipe) == PostProcess(
-        candidates=7, score_threshold=0.1, nms_iou=0.6, max_detections=5
+        candidates=7, score_threshold=0.1, nms_iou=0.6, max_detections=5, min_score=0.0
     )
+    soft = build_post_process(changed("test.nms=soft"))
+    assert soft.nms == "soft"
 
 
 def model_with(*, balance: nn.Module) -> nn.ModuleDict:

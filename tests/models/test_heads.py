@@ -136,7 +136,7 @@ def test_branches_are_known_before_the_first_image() -> None:
         ({"per_place": 0}, "per_place must be 1 or more"),
         ({"levels": 0}, "levels must be 1 or more"),
         ({"convs": -1}, "convs must be 0 or more"),
-        ({"norm": "batch"}, "norm must be None or 'group', got 'batch'"),
+        ({"norm": "layer"}, "norm must be one of"),
         ({"class_prior": 0.0}, "class_prior must be between 0 and 1"),
     ],
 )
@@ -159,3 +159,29 @@ def test_in_channels_last_the_numbers_are_the_same() -> None:
     after = model([each.to(memory_format=torch.channels_last) for each in features])
     assert_close(after.logits, before.logits)
     assert_close(after.codes, before.codes)
+
+
+@pytest.mark.parametrize(("norm", "depends"), [("batch", False), (None, False), ("group", True)])
+def test_what_is_found_depends_on_the_padding_with_group_normalisation_only(
+    norm: Any, depends: bool
+) -> None:
+    torch.manual_seed(0)
+    head = DenseHead(8, 2, 1, convs=2, norm=norm, levels=1)
+    with torch.no_grad():
+        for _ in range(3):  # statistics
+            head([torch.randn(4, 8, 12, 12)])
+        head.eval()
+        feature = torch.randn(1, 8, 12, 12)
+        padded = torch.cat([feature, torch.zeros(1, 8, 12, 12)], 3)
+        plain, wide = (head([x]).codes.view(12, x.shape[3], 4)[:, :6] for x in (feature, padded))
+    # Three convolutions of 3 x 3 do not reach from the padding to these places.
+    assert torch.allclose(plain, wide, atol=1e-7) is not depends
+
+
+def test_each_level_has_statistics_of_its_own() -> None:
+    head = DenseHead(8, 2, 1, convs=1, norm="batch", levels=2)
+    head([torch.randn(2, 8, 8, 8) + 3, torch.randn(2, 8, 4, 4)])
+    names = [name for name, _ in head.named_buffers() if name.endswith("running_mean")]
+    assert len(names) == 4  # two towers, two levels
+    first, second = (head.get_buffer(name) for name in names[:2])
+    assert not torch.equal(first, second)
