@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
 
+    writing = threading.Lock()
+
     def one(what: tuple[Path, str, int]) -> None:
         data, recipe, seed = what
         name = data.resolve().name
@@ -95,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
         shown = command(Path(name), recipe, seed, options.steps, options.set)
         run(command(data, recipe, seed, options.steps, options.set), folder, threads)
         found = {**row(folder, shown, name, recipe, seed), "threads": str(threads)}
-        results.append(options.out / "first-runs-cpu.csv", [found])
+        with writing:
+            results.append(options.out / "first-runs-cpu.csv", [found])
         print(f"{name:<12}{recipe:<26}AP {found['AP']}  oLRP {found['oLRP']}", flush=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
