@@ -21,7 +21,7 @@ class Expected:
 FULL = Expected(
     4400, (0.66, 0.73), 0.39, "10 to 11 minutes of training on two cores of a busy 2.5 GHz Xeon"
 )
-QUICK = Expected(500, (0.25, 0.55), 0.65, "one to two minutes of training there")
+QUICK = Expected(500, (0.25, 0.45), 0.75, "about a minute of training there")
 
 EXAMPLES = """\
 examples:
