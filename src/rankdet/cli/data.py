@@ -1,4 +1,4 @@
-"""`rankdet data`: look at a folder of labelled images, or make the built-in one."""
+"""`rankdet data`: look at a folder of labelled images, make the built-in one, or fetch COCO."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rankdet.cli import data_coco
+
 EXAMPLES = """\
 examples:
   rankdet data check photos/                    what is in it, is it sound, a sheet of samples
   rankdet data check photos/ --sheet look.png --images 24
   rankdet data digits --out digits/             make the built-in data set
+  rankdet data coco --out coco/                 fetch COCO 2017
 """
 
 
@@ -18,7 +21,7 @@ def add_to(verbs: Any) -> None:
     """Add the verb to the command."""
     parser = verbs.add_parser(
         "data",
-        help="check a folder of labelled images, or make the built-in data set",
+        help="check a folder of labelled images, make the built-in data set, or fetch COCO",
         description="Look at data before training on them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,6 +57,7 @@ def add_to(verbs: Any) -> None:
     digits.add_argument("--seed", type=int, default=0)
     digits.add_argument("--overwrite", action="store_true", help="replace what is there")
     digits.set_defaults(run=run_digits)
+    data_coco.add_to(actions)
 
 
 def run_check(given: argparse.Namespace) -> int:
