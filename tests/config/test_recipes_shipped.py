@@ -75,7 +75,7 @@ def differences(one: str, other: str) -> set[str]:
           "assigner.positive", "assigner.negative", "assigner.min_positive",
           "assigner.low_quality"}),
         ("atss_alrp-small", "demo",
-         {"model.levels", "model.head_norm", "data.train_size", "data.test_shorter",
+         {"model.levels", "optimizer.lr", "data.train_size", "data.test_shorter",
           "data.test_longer",
           "data.augment.kind", "data.augment.scale", "data.augment.stretch", "data.augment.colour",
           "data.augment.horizontal_flip", "data.augment.vertical_flip", "data.augment.min_visible",
@@ -116,8 +116,14 @@ MAX_IOU = {f"assigner.{key}" for key in ("positive", "negative", "min_positive",
         ("atss_r50_alrp", "atss_r101_alrp", {"model.backbone"}),
         ("atss_r101_alrp", "atss_x101_alrp", {"model.backbone"}),
         ("atss_r101_alrp", "atss_r101_alrp_800",
-         {"batch.micro", "data.test_longer", "data.test_shorter", "data.train_size"}),
+         {"batch.micro", "batch.size", "data.test_longer", "data.test_shorter", "data.train_size",
+          "model.anchors.octave_scales", "optimizer.lr", "optimizer.reference_batch",
+          "schedule.decay.at"}),
         ("atss_r101_alrp_800", "atss_x101_alrp_800", {"model.backbone"}),
+        ("atss_x101_alrp", "atss_x101_alrp_800",
+         {"batch.micro", "batch.size", "data.test_longer", "data.test_shorter", "data.train_size",
+          "model.anchors.octave_scales", "optimizer.lr", "optimizer.reference_batch",
+          "schedule.decay.at"}),
         ("atss_x101_alrp_800", "atss_x101_dcn_alrp_800", {"model.deformable_stages"}),
         ("fovea_alrp-small", "fovea_focal-small", set()),
         ("fovea_alrp-small", "fovea_ap-small", set()),
@@ -145,6 +151,8 @@ def test_the_published_numbers() -> None:
         ("fovea_r50_focal", 0.02, [0.75, 0.95]),
         ("fovea_r50_ap", 0.002, [0.75, 0.95]),
         ("faster_rcnn_r50_alrp", 0.012, [0.75, 0.95]),
+        ("atss_r101_alrp", 0.008, [0.75, 0.95]),
+        ("atss_x101_alrp", 0.008, [0.75, 0.95]),
     ):
         flat = flatten(load_recipe(name))
         assert flat["optimizer.lr"] == lr
@@ -155,6 +163,42 @@ def test_the_published_numbers() -> None:
         assert flat["data.train_size"] == 512
         assert flat["model.norm"] == "frozen_statistics"
         assert flat["model.frozen_stages"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "deformable"),
+    [
+        ("atss_r101_alrp_800", "resnet101", 0),
+        ("atss_x101_alrp_800", "resnext101_64x4d", 0),
+        ("atss_x101_dcn_alrp_800", "resnext101_64x4d", 3),
+    ],
+)
+def test_the_published_numbers_at_scale_800(name: str, backbone: str, deformable: int) -> None:
+    published = {
+        "model.backbone": backbone,
+        "model.deformable_stages": deformable,
+        "model.frozen_stages": 1,
+        "model.norm": "frozen_statistics",
+        "model.extra_levels": "c5",
+        "model.anchors.scale": 4,
+        "model.anchors.octave_scales": 3,
+        "model.anchors.ratios": [1.0],
+        "assigner.top_k": 9,
+        "data.train_size": 800,
+        "data.test_shorter": 800,
+        "data.test_longer": 1333,
+        "batch.size": 16,
+        "batch.micro": 4,
+        "optimizer.lr": 0.004,
+        "optimizer.reference_batch": 16,
+        "schedule.epochs": 100,
+        "schedule.warmup_steps": 500,
+        "schedule.decay.at": [0.6, 0.8],
+        "test.nms_iou": 0.5,
+        "test.max_detections": 100,
+    }
+    flat = flatten(load_recipe(name))
+    assert {key: flat[key] for key in published} == published
 
 
 @EVERY

@@ -79,11 +79,6 @@ def test_images_are_normalised_inside() -> None:
     assert torch.equal(*seen)
 
 
-def test_mean_and_std_are_no_weights() -> None:
-    names = small().state_dict().keys()
-    assert not {"scale", "shift"} & names
-
-
 def test_in_float64_the_numbers_are_the_same() -> None:
     model = small(atss).eval()
     batch = images()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torchvision.ops import batched_nms
 
-from rankdet.models.postprocess import Candidates, PostProcess, distinct, soft_nms
+from rankdet.models.candidates import Candidates
+from rankdet.models.postprocess import PostProcess, distinct, soft_nms
 from rankdet.models.priors import AnchorGenerator
 from rankdet.ops.box_codes import DeltaCoder
 from rankdet.structures import Predictions

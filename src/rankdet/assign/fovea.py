@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankdet.assign.fcos import (
+from rankdet.assign.points import (
     MARGIN,
     Level,
     Objects,

@@ -35,8 +35,8 @@ def atss(
 ) -> Detector:
     """Return an ATSS detector with random neck and head.
 
-    With aLRP Loss its authors take ``scale=4, octave_scales=2`` and no centreness: a ranking
-    loss has no use for that branch.
+    With aLRP Loss its authors take ``scale=4``, ``octave_scales=2`` (3 for images of 800 pixels)
+    and no centreness: a ranking loss has no use for that branch.
 
     Args:
         classes: C.

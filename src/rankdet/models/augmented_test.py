@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from rankdet.models.postprocess import Candidates
+from rankdet.models.candidates import Candidates, clipped, has_area
 from rankdet.ops.checks import require_positive, require_shape
 from rankdet.structures import Detections
 
@@ -136,10 +136,9 @@ def _moved_back(found: Candidates, size: Tensor, copy: _Copy, image: int) -> Can
         left, top, right, bottom = boxes.unbind(1)
         boxes = torch.stack([width - right, top, width - left, bottom], 1)
     factors = (size / of_copy).flip(0).repeat(2).to(boxes)  # of x and y, again
-    limits = size.flip(0).repeat(2).to(boxes)
     # In floating point the last digit may lie beyond the border, or all that a box was wide.
-    boxes = torch.minimum((boxes * factors).clamp(min=0), limits)
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    boxes = clipped(boxes * factors, size)
+    keep = has_area(boxes)
     return Candidates(boxes[keep], found.scores[keep], found.labels[keep])
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rankdet.models.heads import DenseHead
+from rankdet.models.heads import DenseHead, HeadOutputs
+from rankdet.models.normalise import MEAN, STD, Normalise
 from rankdet.structures import BoxCoder, Predictions
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ class Detector(nn.Module):
         coder: what the codes mean.
         mean: of the three channels, red, green, blue, in 0 to 255; subtracted.
         std: likewise, above zero; divided by.
-    """
 
-    scale: Tensor
-    shift: Tensor
+    Raises:
+        ValueError: mean or std are not three numbers, or std is not above zero.
+    """
 
     def __init__(
         self,
@@ -40,27 +41,16 @@ class Detector(nn.Module):
         priors: Callable[..., Priors],
         coder: BoxCoder,
         *,
-        mean: Sequence[float] = (123.675, 116.28, 103.53),
-        std: Sequence[float] = (58.395, 57.12, 57.375),
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ) -> None:
         super().__init__()
-        for name, numbers in (("mean", mean), ("std", std)):
-            if len(numbers) != 3:
-                raise ValueError(f"{name} must be three numbers, got {tuple(numbers)}")
-        if min(std) <= 0:
-            raise ValueError(f"std must be above zero, got {tuple(std)}")
+        self.normalise = Normalise(mean=mean, std=std)
         self.backbone = backbone
         self.neck = neck
         self.head = head
         self.priors = priors
         self.coder = coder
-        self.mean, self.std = tuple(mean), tuple(std)
-        scale = 1 / torch.tensor(self.std, dtype=torch.float64)
-        shift = -torch.tensor(self.mean, dtype=torch.float64) * scale
-        default = torch.get_default_dtype()
-        # Settings of the constructor, so no part of the saved weights.
-        self.register_buffer("scale", scale.to(default)[:, None, None], persistent=False)
-        self.register_buffer("shift", shift.to(default)[:, None, None], persistent=False)
 
     @property
     def classes(self) -> int:
@@ -81,17 +71,38 @@ class Detector(nn.Module):
         Raises:
             ValueError: images have another shape, or the priors do not fit the head.
         """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must have shape [B, 3, H, W], got {list(images.shape)}")
-        normalised = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
-        outputs = self.head(self.neck(self.backbone(normalised)))
+        outputs = self.head(self.neck(self.backbone(self.normalise(images))))
         size = (images.shape[2], images.shape[3])
-        dtype = torch.promote_types(self.scale.dtype, torch.float32)
-        priors = self.priors(size, device=images.device, dtype=dtype)
-        if priors.boxes.shape[0] != outputs.logits.shape[1]:
-            raise ValueError(
-                f"the head predicts for {outputs.logits.shape[1]} priors, but there are "
-                f"{priors.boxes.shape[0]}: its levels, the strides and the priors per place must "
-                f"agree"
-            )
-        return Predictions(outputs.logits, outputs.codes, priors, self.coder, outputs.branches)
+        return dense_predictions(outputs, self.priors, self.coder, size, dtype=self.normalise.dtype)
+
+
+def dense_predictions(
+    outputs: HeadOutputs,
+    priors: Callable[..., Priors],
+    coder: BoxCoder,
+    size: tuple[int, int],
+    *,
+    dtype: torch.dtype,
+    head: str = "the head",
+) -> Predictions:
+    """Return what a head says, together with the priors that it says it of.
+
+    Args:
+        outputs: of B images and A priors.
+        priors: called with ``size``, and ``device`` and ``dtype``; in the order of the head.
+        coder: what the codes mean.
+        size: height and width of the batch, in pixels.
+        dtype: of the network; the priors are float32 at least.
+        head: what a message calls it.
+
+    Raises:
+        ValueError: there are not A priors.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    made = priors(size, device=outputs.logits.device, dtype=dtype)
+    if len(made.boxes) != outputs.logits.shape[1]:
+        raise ValueError(
+            f"{head} predicts for {outputs.logits.shape[1]} priors, but there are "
+            f"{len(made.boxes)}: its levels, the strides and the priors per place must agree"
+        )
+    return Predictions(outputs.logits, outputs.codes, made, coder, outputs.branches)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from rankdet.models.backbones import Backbone
+from rankdet.models.detector import dense_predictions
 from rankdet.models.fpn import FPN
+from rankdet.models.normalise import MEAN, STD, Normalise
 from rankdet.models.priors import AnchorGenerator
 from rankdet.models.proposals import ProposalHead, Propose, with_known
 from rankdet.models.region_head import RegionHead, RegionPooling
 from rankdet.ops.box_codes import DeltaCoder
-from rankdet.structures import BoxCoder, Predictions, RegionPredictions, TwoStagePredictions
+from rankdet.structures import BoxCoder, RegionPredictions, TwoStagePredictions
 
 if TYPE_CHECKING:
     from rankdet.structures import Priors
@@ -52,9 +54,6 @@ class FasterRCNN(nn.Module):
     # Unlike a detector of one stage, this one wants to be told where each image ends.
     wants_sizes = True
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -69,15 +68,11 @@ class FasterRCNN(nn.Module):
         propose: Propose,
         propose_in_training: Propose,
         adds_known: bool = False,
-        mean: Sequence[float] = (123.675, 116.28, 103.53),
-        std: Sequence[float] = (58.395, 57.12, 57.375),
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ) -> None:
         super().__init__()
-        for name, numbers in (("mean", mean), ("std", std)):
-            if len(numbers) != 3:
-                raise ValueError(f"{name} must be three numbers, got {tuple(numbers)}")
-        if min(std) <= 0:
-            raise ValueError(f"std must be above zero, got {tuple(std)}")
+        self.normalise = Normalise(mean=mean, std=std)
         self.backbone = backbone
         self.neck = neck
         self.first = first
@@ -89,13 +84,6 @@ class FasterRCNN(nn.Module):
         self.propose = propose
         self.propose_in_training = propose_in_training
         self.adds_known = adds_known
-        self.mean, self.std = tuple(mean), tuple(std)
-        factors = 1 / torch.tensor(self.std, dtype=torch.float64)
-        offsets = -torch.tensor(self.mean, dtype=torch.float64) * factors
-        default = torch.get_default_dtype()
-        # Settings of the constructor, so no part of the saved weights.
-        self.register_buffer("scale", factors.to(default)[:, None, None], persistent=False)
-        self.register_buffer("shift", offsets.to(default)[:, None, None], persistent=False)
 
     @property
     def classes(self) -> int:
@@ -122,14 +110,18 @@ class FasterRCNN(nn.Module):
         Raises:
             ValueError: shapes do not fit, or the priors do not fit the first head.
         """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must have shape [B, 3, H, W], got {list(images.shape)}")
+        features = self.neck(self.backbone(self.normalise(images)))
         size = (images.shape[2], images.shape[3])
         if sizes is None:
             sizes = torch.tensor([size] * len(images), device=images.device)
-        normalised = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
-        features = self.neck(self.backbone(normalised))
-        first = self._first(features, size)
+        first = dense_predictions(
+            self.first(features),
+            self.priors,
+            self.coder,
+            size,
+            dtype=self.normalise.dtype,
+            head="the first head",
+        )
         propose = self.propose_in_training if self.training else self.propose
         regions = propose(first, sizes)
         if known is not None and self.adds_known:
@@ -139,18 +131,6 @@ class FasterRCNN(nn.Module):
             regions, found.logits, found.codes, self.region_coder, found.branches
         )
         return TwoStagePredictions(first, second)
-
-    def _first(self, features: Sequence[Tensor], size: tuple[int, int]) -> Predictions:
-        """Return the predictions of the first stage."""
-        outputs = self.first(features)
-        dtype = torch.promote_types(self.scale.dtype, torch.float32)
-        priors = self.priors(size, device=outputs.logits.device, dtype=dtype)
-        if len(priors.boxes) != outputs.logits.shape[1]:
-            raise ValueError(
-                f"the first head predicts for {outputs.logits.shape[1]} priors, but there are "
-                f"{len(priors.boxes)}: its levels, the strides and the priors per place must agree"
-            )
-        return Predictions(outputs.logits, outputs.codes, priors, self.coder)
 
 
 def faster_rcnn(

@@ -9,13 +9,14 @@ Kim, Lee, "Probabilistic Anchor Assignment with IoU Prediction for Object Detect
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
+from rankdet.models.candidates import Candidates, best_of_levels, boxes_at, by_image, has_area
 from rankdet.ops.boxes import iou
 from rankdet.ops.checks import require_choice, require_fraction, require_positive, require_shape
 from rankdet.structures import Detections, Predictions
@@ -26,17 +27,6 @@ Decay = Literal["linear", "gaussian"]
 
 # Branches that say how good a box is; a detector has one of them or none.
 _QUALITIES = ("centreness", "iou")
-
-
-class Candidates(NamedTuple):
-    """What may be an object of one image, before duplicates are removed; K of them."""
-
-    boxes: Tensor
-    """[K, 4] xyxy in pixels, within the image, with an area."""
-    scores: Tensor
-    """[K] in [0, 1]."""
-    labels: Tensor
-    """[K] int64, class 0 .. C-1."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,6 @@ class PostProcess:
             (predictions.branches[name] for name in _QUALITIES if name in predictions.branches),
             None,
         )
-        classes = logits.shape[-1]
         # The comparison also takes out NaN, which top-k would rank first.
         usable = priors.inside(sizes)[..., None] & (logits > -torch.inf)
         by_score = branch is not None and self.combine == "root"
@@ -140,37 +129,23 @@ class PostProcess:
             usable &= order > -torch.inf
         else:
             order = logits
-        chosen, pairs, start = [], [], 0
-        for level in torch.where(usable, order, -torch.inf).split(priors.counts, 1):
-            flat = level.flatten(1)
-            # Best first and threshold afterwards: the same as the other way round where that is
-            # of what is ordered by.
-            best = flat.topk(min(self.candidates, flat.shape[1]))
-            chosen.append(best.values)
-            pairs.append(best.indices + start * classes)
-            start += level.shape[1]
-        orders, pair = torch.cat(chosen, 1), torch.cat(pairs, 1)  # [B, K]
-        places = pair.div(classes, rounding_mode="floor")
+        # Best first and threshold afterwards: the same as the other way round where that is of
+        # what is ordered by.
+        ordered = torch.where(usable, order, -torch.inf)
+        best = best_of_levels(ordered, priors.counts, self.candidates)
 
-        keep = orders > -torch.inf
+        keep = best.orders > -torch.inf
         if by_score:
-            scores = (orders / 2).exp()
+            scores = (best.orders / 2).exp()
         else:
-            scores = _probability(orders)
+            scores = _probability(best.orders)
             if self.score_threshold is not None:
                 keep &= scores > self.score_threshold
             if branch is not None:
-                scores = scores * _probability(branch.gather(1, places))
+                scores = scores * _probability(branch.gather(1, best.places))
                 keep &= scores >= 0
-
-        codes = predictions.codes.gather(1, places[..., None].expand(-1, -1, 4))
-        boxes = predictions.coder.decode(priors.boxes[places], codes)
-        limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes)  # [B, 1, 4] width, height, again
-        boxes = torch.minimum(boxes.clamp(min=0), limits)
-        keep &= (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        labels = pair - places * classes
-        return [Candidates(boxes[image][one], scores[image][one], labels[image][one])
-                for image, one in enumerate(keep)]  # fmt: skip
+        boxes = boxes_at(predictions, best.places, sizes)
+        return by_image(boxes, scores, best.labels, keep & has_area(boxes))
 
     @torch.no_grad()
     def choose(self, found: Candidates) -> Detections:

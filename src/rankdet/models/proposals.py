@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rankdet.models.candidates import best_of_levels, boxes_at, by_image, clipped, has_area
 from rankdet.models.heads import HeadOutputs
-from rankdet.models.postprocess import Candidates, distinct
+from rankdet.models.postprocess import distinct
 from rankdet.ops.checks import require_fraction, require_positive, require_shape
 from rankdet.structures import Predictions, Regions
 
@@ -115,30 +116,16 @@ class Propose:
         require_shape("logits", logits, "B", len(priors.boxes), 1)
         require_shape("sizes", sizes, len(logits), 2)
         # The comparison also takes out NaN, which top-k would rank first.
-        usable = priors.inside(sizes) & (logits[..., 0] > -torch.inf)
-        scores = torch.where(usable, logits[..., 0], -torch.inf)
-        chosen, places, levels, start = [], [], [], 0
-        for index, level in enumerate(scores.split(priors.counts, 1)):
-            best = level.topk(min(self.candidates, level.shape[1]))
-            chosen.append(best.values)
-            places.append(best.indices + start)
-            levels.append(torch.full_like(best.indices[0], index))
-            start += level.shape[1]
-        place = torch.cat(places, 1)  # [B, K]
-        codes = predictions.codes.gather(1, place[..., None].expand(-1, -1, 4))
-        boxes = predictions.coder.decode(priors.boxes[place], codes)
-        boxes = _clipped(boxes, sizes)
-        score = torch.cat(chosen, 1)
-        usable = (score > -torch.inf) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        number_of_level = torch.cat(levels)
+        usable = priors.inside(sizes)[..., None] & (logits > -torch.inf)
+        scores = torch.where(usable, logits, -torch.inf)
+        best = best_of_levels(scores, priors.counts, self.candidates)
+        boxes = boxes_at(predictions, best.places, sizes)
+        keep = (best.orders > -torch.inf) & has_area(boxes)
+        # Levels in the place of classes: each is on its own.
+        levels = best.levels.expand_as(best.places)
         found = [
-            # Levels in the place of classes: each is on its own.
-            distinct(
-                Candidates(boxes[image][keep], score[image][keep], number_of_level[keep]),
-                most=self.number,
-                nms_iou=self.nms_iou,
-            ).boxes
-            for image, keep in enumerate(usable)
+            distinct(each, most=self.number, nms_iou=self.nms_iou).boxes
+            for each in by_image(boxes, best.orders, levels, keep)
         ]
         return Regions(torch.cat(found), tuple(len(each) for each in found))
 
@@ -161,16 +148,9 @@ def with_known(regions: Regions, known: Tensor, sizes: Tensor) -> Regions:
     images = len(regions.counts)
     require_shape("known", known, images, "G", 4)
     require_shape("sizes", sizes, images, 2)
-    known = _clipped(known, sizes).to(regions.boxes.dtype)
-    usable = (known[..., 2:] > known[..., :2]).all(-1)
+    known = clipped(known, sizes).to(regions.boxes.dtype)
     both = [
         torch.cat([objects[keep], proposed])
-        for objects, keep, proposed in zip(known, usable, regions.split(), strict=True)
+        for objects, keep, proposed in zip(known, has_area(known), regions.split(), strict=True)
     ]
     return Regions(torch.cat(both), tuple(len(each) for each in both))
-
-
-def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Return boxes [B, K, 4] cut to their images; NaN stays NaN."""
-    limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes)  # [B, 1, 4] width, height, again
-    return torch.minimum(boxes.clamp(min=0), limits)

@@ -8,7 +8,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rankdet.models.postprocess import NMS, Candidates, Decay, distinct
+from rankdet.models.candidates import Candidates, clipped, has_area
+from rankdet.models.postprocess import NMS, Decay, distinct
 from rankdet.ops.checks import require_choice, require_fraction, require_positive, require_shape
 from rankdet.structures import Detections, RegionPredictions, TwoStagePredictions
 
@@ -95,7 +96,7 @@ class RegionPostProcess:
                 orders.split(counts),
                 scores.split(counts),
                 found.codes.split(counts),
-                sizes.flip(1).repeat(1, 2),  # [B, 4] width, height, again
+                sizes,
                 strict=True,
             )
         ]
@@ -120,7 +121,7 @@ class RegionPostProcess:
         orders: Tensor,
         scores: Tensor,
         codes: Tensor,
-        limits: Tensor,
+        size: Tensor,
     ) -> Candidates:
         """Return the candidates of one image of n regions, [n, ...] each."""
         classes = scores.shape[1]
@@ -129,9 +130,8 @@ class RegionPostProcess:
         label = best.indices - region * classes
         score = scores.flatten()[best.indices]
         code = codes[region, 0] if codes.shape[1] == 1 else codes[region, label]
-        boxes = found.coder.decode(regions[region], code)
-        boxes = torch.minimum(boxes.clamp(min=0), limits.to(boxes))
-        keep = (best.values > -torch.inf) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes = clipped(found.coder.decode(regions[region], code), size)
+        keep = (best.values > -torch.inf) & has_area(boxes)
         if self.score_threshold is not None:
             keep &= score > self.score_threshold
         return Candidates(boxes[keep], score[keep], label[keep])
