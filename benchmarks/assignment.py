@@ -1,14 +1,16 @@
 """Time what comes after the backbone: head, assignment and criterion of one training step.
 
-The head has the sizes of a RetinaNet with ResNet-50 and COCO's 80 classes; its feature maps are
-random. The head is timed by itself, since it does not know which loss trains it; the losses take
+The heads have the sizes of detectors with ResNet-50 and COCO's 80 classes; their feature maps are
+random. A head is timed by itself, since it does not know which loss trains it; the losses take
 turns on its predictions and the same objects, round by round, so that a machine whose speed
-wanders slows them all alike. Beside it the assigners alone, with many objects in a large batch:
-their time, and the memory they need at their highest.
+wanders slows them all alike. Of two stages there are rows for both together, and for each. Beside
+it the assigners alone, with many objects in a large batch: their time, and the memory they need at
+their highest.
 
 Examples:
     python -m benchmarks.assignment                     all, some minutes
     python -m benchmarks.assignment --only assigners    the assigners alone
+    python -m benchmarks.assignment --only steps --detector FCOS --detector FoveaBox
     python -m benchmarks.assignment --rounds 2 --batch 1 --size 128 --out /tmp/rows   a glance
 """
 
@@ -18,55 +20,37 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import results
+from benchmarks.assignment_detectors import (
+    CHANNELS,
+    CLASSES,
+    NAMES,
+    REGIMES,
+    SEED,
+    STRIDES,
+    Setting,
+    assign,
+    leaves,
+    objects,
+    settings,
+)
 from benchmarks.measure import origin, peak_memory
 from rankdet.assign.atss import ATSSAssigner
 from rankdet.assign.fcos import FCOSAssigner
 from rankdet.assign.fovea import FoveaAssigner
 from rankdet.assign.max_iou import MaxIoUAssigner
-from rankdet.criteria.alrp import ALRPCriterion
-from rankdet.criteria.balance import SelfBalance
-from rankdet.criteria.dense import (
-    APClassification,
-    DenseCriterion,
-    FocalClassification,
-    IoUBox,
-    SmoothL1Box,
-)
-from rankdet.criteria.rank_sort import RankSortCriterion
-from rankdet.models.heads import DenseHead, HeadOutputs
 from rankdet.models.priors import AnchorGenerator, PointGenerator
-from rankdet.ops.box_codes import DeltaCoder
-from rankdet.structures import Assigner, Predictions, Priors, Targets
+from rankdet.structures import Assigner, LossTerms, Priors, Targets
 
-CLASSES = 80
-CHANNELS = 256
-STRIDES = (8, 16, 32, 64, 128)
-SEED = 0
-
-# What the same head is trained with; the first is the rival.
-LOSSES: dict[str, Callable[[Assigner], nn.Module]] = {
-    "focal + smooth L1": lambda a: DenseCriterion(a, FocalClassification(), SmoothL1Box()),
-    "focal + GIoU": lambda a: DenseCriterion(a, FocalClassification(), IoUBox(), box_weight=2.0),
-    "AP + smooth L1": lambda a: DenseCriterion(a, APClassification(), SmoothL1Box()),
-    "aLRP, self-balance": lambda a: ALRPCriterion(a, SelfBalance()),
-    "Rank & Sort": RankSortCriterion,
-}
-# Anchors and assigner of each detector, as the authors of aLRP Loss have them.
-DETECTORS: dict[str, tuple[AnchorGenerator, Assigner]] = {
-    "RetinaNet": (AnchorGenerator(STRIDES), MaxIoUAssigner()),
-    "RetinaNet + ATSS": (AnchorGenerator(STRIDES, ratios=(1.0,)), ATSSAssigner()),
-}
-REGIMES = ("init", "trained")
 # What is timed of a criterion: its assignment alone, then its two passes with assignment and all.
 PARTS = ("assignment", "criterion", "criterion_backward")
 # A head takes seconds on a CPU, and always the same.
@@ -80,114 +64,42 @@ ASSIGNERS: dict[str, tuple[Assigner, AnchorGenerator | PointGenerator, int]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """One detector on one batch."""
-
-    name: str
-    head: DenseHead
-    features: list[Tensor]
-    priors: Priors
-    assigner: Assigner
-    targets: Targets
-    regime: str
-
-    def outputs(self) -> HeadOutputs:
-        """Run the head."""
-        outputs: HeadOutputs = self.head(self.features)
-        return outputs
-
-
-def objects(batch: int, count: int, side: int, seed: int = SEED) -> Targets:
-    """Draw objects of a batch of square images: sides from 4 pixels up, small ones more often."""
-    generator = torch.Generator().manual_seed(seed)
-    centre = torch.rand(batch, count, 2, generator=generator) * side
-    span = torch.rand(batch, count, 2, generator=generator)
-    size = 4 * (side / 8) ** span  # 4 pixels to half the image, evenly in the logarithm
-    low, high = (centre - size / 2).clamp(min=0), (centre + size / 2).clamp(max=side)
-    return Targets(
-        boxes=torch.cat([low, high], -1),
-        labels=torch.randint(CLASSES, (batch, count), generator=generator),
-        crowd=torch.zeros(batch, count, dtype=torch.bool),
-        sizes=torch.full((batch, 2), side),
-    )
-
-
-def setting(
-    name: str, regime: str, *, batch: int, count: int, side: int, channels: int, device: str
-) -> Setting:
-    """Return a detector with random feature maps and objects."""
-    torch.manual_seed(SEED)
-    generator, assigner = DETECTORS[name]
-    head = DenseHead(channels, CLASSES, generator.per_place, levels=len(STRIDES))
-    sizes = [-(-side // stride) for stride in STRIDES]
-    features = [torch.randn(batch, channels, n, n) for n in sizes]
-    return Setting(
-        name=name,
-        head=head.to(device).to(memory_format=torch.channels_last),
-        features=[each.to(device, memory_format=torch.channels_last) for each in features],
-        priors=generator((side, side), device=device, dtype=torch.float32),
-        assigner=assigner,
-        targets=objects(batch, count, side).to(device),
-        regime=regime,
-    )
-
-
-def drawn_logits(logits: Tensor, matched: Tensor, labels: Tensor, regime: str) -> Tensor:
-    """Return logits [B, A, C] to rank: the head's own, or such as a trained one gives.
-
-    ``trained``: N(-6, 1.5), and N(-1, 2) where a positive prior meets the class of its object.
-    """
-    if regime == "init":
-        return logits.detach()
-    generator = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(logits.shape, generator=generator).to(logits.device)
-    own = labels.gather(1, matched.clamp(min=0))  # [B, A]
-    classes = torch.arange(logits.shape[2], device=labels.device)
-    positive = (matched >= 0)[..., None] & (own[..., None] == classes)
-    return torch.where(positive, noise * 2 - 1, noise * 1.5 - 6)
-
-
-def rows(
-    given: Setting, *, rounds: int, losses: tuple[str, ...] = tuple(LOSSES)
-) -> Iterator[dict[str, Any]]:
-    """Train the head with every loss in turn; yield a row for each.
+def rows(given: Setting, *, rounds: int) -> Iterator[dict[str, Any]]:
+    """Train a head with every loss in turn; yield a row for each.
 
     Args:
         given: the detector and its batch.
-        rounds: how often each takes its turn, 1 or more; one more before comes first and does
-            not count.
-        losses: names in `LOSSES`; the first is what ratios are to.
+        rounds: how often each loss takes its turn, 1 or more; one more before comes first and
+            does not count.
     """
-    device = given.priors.boxes.device.type
-    criteria = {name: LOSSES[name](given.assigner).to(device) for name in losses}
-    matched = given.assigner(given.priors, given.targets).matched
-    outputs, *head = _head(given, min(rounds, HEAD_ROUNDS))
-    logits = drawn_logits(outputs.logits, matched, given.targets.labels, given.regime)
-    codes = outputs.codes.detach()
-    times: dict[str, list[list[float]]] = {name: [] for name in criteria}
+    device = given.targets.boxes.device.type
+    head = _head(given, min(rounds, HEAD_ROUNDS))
+    times: dict[str, list[list[float]]] = {name: [] for name in given.criteria}
+    positives = {}
     for number in range(rounds + 1):
-        for name, criterion in criteria.items():
-            taken = _step(given, criterion, logits, codes)
+        for name, criterion in given.criteria.items():
+            taken, positives[name] = _step(given, criterion)
             if number:
                 times[name].append(taken)
-    memory = peak_memory(lambda: given.assigner(given.priors, given.targets), device)
-    rival = times[losses[0]]
+    rival = next(iter(given.criteria))
     for name, each in times.items():
         # Of each round, not of the medians: the machine is equally fast within a round.
         ratios = sorted(
-            _criterion(one) / _criterion(other) for one, other in zip(each, rival, strict=True)
+            _criterion(one) / _criterion(other)
+            for one, other in zip(each, times[rival], strict=True)
         )
+        assigning = partial(assign, given.criteria[name], given.predictions, given.targets)
+        memory = peak_memory(assigning, device)
         yield {
             "detector": given.name,
             "loss": name,
             "regime": given.regime,
             "batch": len(given.targets.boxes),
             "size": int(given.targets.sizes[0, 0]),
-            "priors": len(given.priors.boxes),
+            "priors": given.priors,
             "classes": CLASSES,
             "objects": given.targets.boxes.shape[1],
-            "positives": int((matched >= 0).sum()),
+            "positives": positives[name],
             "device": device,
             "rounds": rounds,
             "head_ms": round(head[0], 3),
@@ -197,7 +109,7 @@ def rows(
                 for i, part in enumerate(PARTS)
             },
             "assignment_mb": round(memory, 1),
-            "rival": losses[0],
+            "rival": rival,
             "criterion_ratio": round(statistics.median(ratios), 4),
             "ratio_low": round(ratios[0], 4),
             "ratio_high": round(ratios[-1], 4),
@@ -267,7 +179,7 @@ def show(row: dict[str, Any]) -> str:
         )
     criterion = row["criterion_ms"] + row["criterion_backward_ms"]
     return (
-        f"{row['detector']:<17}{row['loss']:<20}{row['regime']:<8}"
+        f"{row['detector']:<27}{row['loss']:<26}{row['regime']:<8}"
         f"head {row['head_ms'] + row['head_backward_ms']:>9.1f} ms  "
         f"assignment {row['assignment_ms']:>7.1f} ms  criterion {criterion:>8.1f} ms"
         f"{row['criterion_ratio']:>7.3f} x {row['rival']} "
@@ -275,36 +187,41 @@ def show(row: dict[str, Any]) -> str:
     )
 
 
-def _head(given: Setting, rounds: int) -> tuple[HeadOutputs, float, float]:
-    """Return what the head says, and the median milliseconds of its two passes."""
-    device = given.priors.boxes.device.type
-    outputs = given.outputs()
-    slopes = [torch.full_like(each, 1e-3) for each in (outputs.logits, outputs.codes)]
+def _head(given: Setting, rounds: int) -> tuple[float, float]:
+    """Return the median milliseconds of the two passes of a head."""
+    device = given.targets.boxes.device.type
+    slopes = [torch.full_like(each, 1e-3) for each in given.run()]
     forward, backward = [], []
     for _ in range(rounds):
         given.head.zero_grad()
         start = _now(device)
-        outputs = given.outputs()
+        outputs = given.run()
         middle = _now(device)
-        torch.autograd.backward([outputs.logits, outputs.codes], slopes)
+        torch.autograd.backward(outputs, slopes)
         forward.append((middle - start) * 1e3)
         backward.append((_now(device) - middle) * 1e3)
-    return outputs, statistics.median(forward), statistics.median(backward)
+    return statistics.median(forward), statistics.median(backward)
 
 
-def _step(given: Setting, criterion: nn.Module, logits: Tensor, codes: Tensor) -> list[float]:
-    """Compute a loss and its gradients once; return the milliseconds of `PARTS`."""
-    device = given.priors.boxes.device.type
-    logits, codes = logits.clone().requires_grad_(), codes.clone().requires_grad_()
-    predictions = Predictions(logits, codes, given.priors, DeltaCoder())
+def _step(given: Setting, criterion: nn.Module) -> tuple[list[float], int]:
+    """Compute a loss and its gradients once.
+
+    Returns:
+        The milliseconds of `PARTS`, and how many positives there were in all stages.
+    """
+    device = given.targets.boxes.device.type
+    needs: Any = criterion.needs
+    predictions = leaves(given.predictions, needs)
     times = [_now(device)]
-    given.assigner(given.priors, given.targets)
+    assign(criterion, predictions, given.targets)
     times.append(_now(device))
-    terms = criterion(predictions, given.targets)
+    terms: LossTerms = criterion(predictions, given.targets)
     times.append(_now(device))
     terms.total.backward()
     times.append(_now(device))
-    return [(after - before) * 1e3 for before, after in pairwise(times)]
+    counts = [part for name, part in terms.parts.items() if name.endswith("positives")]
+    milliseconds = [(after - before) * 1e3 for before, after in pairwise(times)]
+    return milliseconds, int(sum(counts))
 
 
 def _criterion(parts: list[float]) -> float:
@@ -326,6 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", choices=["steps", "assigners"], help="one part instead of both")
+    parser.add_argument(
+        "--detector", action="append", choices=NAMES, help="one of all; may be given repeatedly"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=10, help="turns of each loss")
     parser.add_argument("--batch", type=int, default=2, help="images of a step")
@@ -343,9 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"--{name} must be 1 or more, got {getattr(options, name)}", file=sys.stderr)
             return 2
     if options.only != "assigners":
-        for detector in DETECTORS:
+        for detector in options.detector or NAMES:
             for regime in REGIMES:
-                given = setting(
+                for given in settings(
                     detector,
                     regime,
                     batch=options.batch,
@@ -353,10 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
                     side=options.size,
                     channels=options.channels,
                     device=options.device,
-                )
-                for row in rows(given, rounds=options.rounds):
-                    results.append(options.out / f"assignment-{options.device}.csv", [row])
-                    print(show(row), flush=True)
+                ):
+                    for row in rows(given, rounds=options.rounds):
+                        results.append(options.out / f"assignment-{options.device}.csv", [row])
+                        print(show(row), flush=True)
     if options.only != "steps":
         for row in assigner_rows(
             batch=8,

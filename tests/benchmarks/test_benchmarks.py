@@ -86,7 +86,23 @@ def test_the_gpu_check_itself_runs(tmp_path: Path) -> None:
     assert gpu_check.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 0
     summary = (tmp_path / "gpu-check-cpu.txt").read_text()
     assert summary.count("passed") == 3
+    assert "not run: compiled kernels" in summary
     assert len(results.read(tmp_path / "losses-cpu.csv")) == 8
+    rows = results.read(tmp_path / "kernels-cpu.csv")
+    # Two regimes, two dtypes; on a CPU there are the passes in plain torch and no others.
+    assert len(rows) == 16
+    assert {row["what"] for row in rows} == {
+        "torchvision sigmoid_focal_loss", "aLRP, vectorised",
+        "first pass, vectorised", "second pass, vectorised",
+    }  # fmt: skip
+    for row in rows:
+        assert float(row["ratio_focal"]) == pytest.approx(
+            float(row["median_ms"]) / float(row["focal_median_ms"]), rel=1e-2
+        )
+        size = {"float32": 4, "bfloat16": 2}[row["dtype"]]
+        moved = {"first": size, "second": 2 * size}.get(row["what"].split()[0], 3 * size + 1)
+        assert float(row["moved_mb"]) == pytest.approx(moved * float(row["N"]) / 1e6)
+        assert float(row["copy_ms"]) > 0
 
 
 def test_training_steps_are_timed_in_turn(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli import data_coco
+from rankdet.cli import data_coco, data_minitrain
 
 EXAMPLES = """\
 examples:
@@ -14,6 +14,7 @@ examples:
   rankdet data check photos/ --sheet look.png --images 24
   rankdet data digits --out digits/             make the built-in data set
   rankdet data coco --out coco/                 fetch COCO 2017
+  rankdet data minitrain --coco coco/ --out minitrain/   a part of it that stands for the whole
 """
 
 
@@ -58,6 +59,7 @@ def add_to(verbs: Any) -> None:
     digits.add_argument("--overwrite", action="store_true", help="replace what is there")
     digits.set_defaults(run=run_digits)
     data_coco.add_to(actions)
+    data_minitrain.add_to(actions)
 
 
 def run_check(given: argparse.Namespace) -> int:

@@ -19,13 +19,13 @@ class Expected:
 
 
 FULL = Expected(
-    4400, (0.66, 0.73), 0.39, "10 to 11 minutes of training on two cores of a busy 2.5 GHz Xeon"
+    3400, (0.66, 0.73), 0.39, "5 minutes of training on two quiet cores of a 2.5 GHz Xeon, or more"
 )
-QUICK = Expected(500, (0.25, 0.45), 0.75, "about a minute of training there")
+QUICK = Expected(500, (0.30, 0.50), 0.70, "about a minute of training there")
 
 EXAMPLES = """\
 examples:
-  rankdet demo                  4400 steps: some minutes on two cores
+  rankdet demo                  3400 steps: some minutes on two cores
   rankdet demo --quick          500 steps on less data
   rankdet demo --out try/ --set criterion.kind=rank_sort
 """

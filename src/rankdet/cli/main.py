@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rankdet import __version__
-from rankdet.cli import compare, data, demo, evaluate, predict, recipes, score, train
+from rankdet.cli import compare, data, demo, evaluate, predict, recipes, score, tables, train
 
 EXAMPLES = """\
 examples:
@@ -21,6 +21,7 @@ examples:
   rankdet predict runs/photos-1/best.safetensors new/ --out found/
   rankdet score --ground-truth val.json --detections results.json --html report.html
   rankdet compare runs/photos-1 runs/photos-2   what got better, what worse
+  rankdet tables a1 --data photos/ --scale tiny the paper's experiments
 
 `rankdet VERB --help` explains each verb. Completion for your shell:
   rankdet --print-completion bash > ~/.local/share/bash-completion/completions/rankdet
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     verbs = whole.add_subparsers(title="verbs", metavar="VERB", dest="verb")
-    for verb in (demo, train, evaluate, predict, score, compare, data, recipes):
+    for verb in (demo, train, evaluate, predict, score, compare, data, tables, recipes):
         verb.add_to(verbs)
     return whole
 

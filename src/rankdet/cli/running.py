@@ -16,6 +16,7 @@ from rankdet import __version__
 from rankdet.cli.common import Voice, command_line, find_data
 from rankdet.config.assemble import Hardware, make_parts, make_plan
 from rankdet.config.load import dump, load_recipe
+from rankdet.config.losses import rankings_of
 from rankdet.config.recipe import Recipe
 from rankdet.data.discover import DataFolder
 from rankdet.data.imageset import ImageSet
@@ -127,10 +128,10 @@ def splits(found: DataFolder, recipe: Recipe, voice: Voice) -> tuple[ImageSet, I
         raise RunError("the training images have no boxes; there is nothing to learn")
     validation = found.splits.get("val")
     if validation is None:
-        training, validation = hold_out(training, fraction=0.2, seed=recipe.training.seed)
+        training, validation = hold_out(training, fraction=0.2, seed=recipe.data.split_seed)
         voice.say(
             f"no validation split: {len(validation)} of the images are held out for it, "
-            f"{len(training)} stay for training (seed {recipe.training.seed})"
+            f"{len(training)} stay for training (data.split_seed {recipe.data.split_seed})"
         )
     return training, validation
 
@@ -154,9 +155,27 @@ def describe(
     if plan.accumulate > 1 or hardware.world > 1:
         voice.say(
             f"each step adds up {plan.accumulate} x {hardware.world} micro-batches of "
-            f"{recipe.batch.micro}; a ranking loss ranks within a micro-batch, not over the whole "
-            f"batch of {recipe.batch.size}"
+            f"{recipe.batch.micro}" + _extent_of_rankings(recipe, plan, hardware)
         )
+
+
+def _extent_of_rankings(recipe: Recipe, plan: Plan, hardware: Hardware) -> str:
+    """Say what a ranking spans where that is less than a batch, or more than a micro-batch."""
+    rankings = set(rankings_of(recipe.criterion))
+    if hardware.world == 1 and rankings:
+        rankings = {"local"}
+    said = ""
+    if "local" in rankings:
+        said += (
+            f"; a ranking loss ranks within a micro-batch, not over the whole batch of "
+            f"{recipe.batch.size}"
+        )
+    if "global" in rankings:
+        at_once = recipe.batch.micro * hardware.world
+        said += f"; a global ranking spans the {at_once} images of all processes"
+        if plan.accumulate > 1:
+            said += f" at a time, not the whole batch of {recipe.batch.size}"
+    return said
 
 
 def finish(

@@ -66,7 +66,7 @@ def build_criterion(recipe: Recipe) -> nn.Module:
         case losses.PAALoss():
             return PAACriterion(
                 build_assigner(recipe.assigner),
-                _classification(loss.classification),
+                _classification(loss.classification, loss.ranking),
                 _box(loss.box),
                 box_weight=loss.box_weight,
                 branch_weight=loss.branch_weight,
@@ -132,7 +132,7 @@ def _one_stage(
         case losses.Dense():
             return DenseCriterion(
                 assigner,
-                _classification(loss.classification),
+                _classification(loss.classification, loss.ranking),
                 _box(loss.box),
                 box_weight=loss.box_weight,
                 centreness=centreness,
@@ -147,9 +147,10 @@ def _one_stage(
                 box=loss.box,
                 loc_ranking=loss.loc_ranking,
                 frame=frame,
+                ranking=loss.ranking,
             )
         case losses.RankSort():
-            return RankSortCriterion(assigner, delta=loss.delta)
+            return RankSortCriterion(assigner, delta=loss.delta, ranking=loss.ranking)
 
 
 def _two_stage(recipe: Recipe, loss: losses.TwoStage) -> TwoStageCriterion:
@@ -169,14 +170,16 @@ def _two_stage(recipe: Recipe, loss: losses.TwoStage) -> TwoStageCriterion:
     )
 
 
-def _classification(loss: losses.Classification) -> Classification:
+def _classification(loss: losses.Classification, ranking: losses.Ranking) -> Classification:
     match loss:
         case losses.Focal():
             return FocalClassification(
                 alpha=loss.alpha, gamma=loss.gamma, count_images=loss.count_images
             )
         case losses.AveragePrecision():
-            return APClassification(delta=loss.delta, interpolated=loss.interpolated)
+            return APClassification(
+                delta=loss.delta, interpolated=loss.interpolated, ranking=ranking
+            )
         case losses.QualityFocal():
             return QualityFocalClassification(beta=loss.beta)
         case losses.Varifocal():

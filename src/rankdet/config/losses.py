@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from rankdet.config.parts import MaxIoU, Positive, Section, Share, Weight
 
 IoUKind = Literal["iou", "giou", "diou", "ciou"]
+Ranking = Literal["local", "global"]
 
 
 class Focal(Section):
@@ -72,7 +73,7 @@ class DR(Section):
 
 
 class AveragePrecision(Section):
-    """AP Loss, of one ranking of a whole micro-batch."""
+    """AP Loss, of one ranking of a whole micro-batch; see the ranking key of its criterion."""
 
     kind: Literal["ap"] = "ap"
     delta: Weight = 1.0
@@ -116,6 +117,14 @@ class Dense(Section):
     weighting: Literal["score", "iou"] | None = None
     """What the box loss of each positive is weighted by: its best class probability (with
     quality_focal), its IoU (with varifocal), or nothing. With model.centreness it is that."""
+    ranking: Ranking = "local"
+    """Of classification.kind ap. local: each process ranks its own micro-batch; global: one ranking
+    of the micro-batches of all processes."""
+
+    @model_validator(mode="after")
+    def _has_a_ranking(self) -> Self:
+        _require_ranking(self.ranking, self.classification)
+        return self
 
 
 class SelfBalance(Section):
@@ -156,6 +165,9 @@ class ALRP(Section):
         SelfBalance | ScalarBalance | LearnedBalance, Field(discriminator="kind")
     ] = SelfBalance()
     """How localisation is weighed against classification."""
+    ranking: Ranking = "local"
+    """local: each process ranks its own micro-batch; global: one ranking of the micro-batches of
+    all processes."""
 
 
 class RankSort(Section):
@@ -164,6 +176,9 @@ class RankSort(Section):
     kind: Literal["rank_sort"] = "rank_sort"
     delta: Weight = 0.5
     """Half-width of the smoothed step, in units of the logits."""
+    ranking: Ranking = "local"
+    """local: each process ranks its own micro-batch; global: one ranking of the micro-batches of
+    all processes."""
 
 
 class FreeAnchor(Section):
@@ -198,6 +213,14 @@ class PAALoss(Section):
     """What the box loss is multiplied by."""
     branch_weight: Weight = 0.5
     """What the loss of the predicted IoU is multiplied by."""
+    ranking: Ranking = "local"
+    """Of classification.kind ap. local: each process ranks its own micro-batch; global: one ranking
+    of the micro-batches of all processes."""
+
+    @model_validator(mode="after")
+    def _has_a_ranking(self) -> Self:
+        _require_ranking(self.ranking, self.classification)
+        return self
 
 
 class CrossEntropy(Section):
@@ -239,3 +262,23 @@ class TwoStage(Section):
 Criterion = Annotated[
     Dense | ALRP | RankSort | FreeAnchor | PAALoss | TwoStage, Field(discriminator="kind")
 ]
+
+
+def rankings_of(criterion: Criterion) -> tuple[Ranking, ...]:
+    """Return how each ranking loss of a criterion ranks, stage by stage; () if none ranks."""
+    stages = (
+        (criterion.first, criterion.second) if isinstance(criterion, TwoStage) else (criterion,)
+    )
+    return tuple(
+        stage.ranking
+        for stage in stages
+        if isinstance(stage, ALRP | RankSort)
+        or (isinstance(stage, Dense | PAALoss) and stage.classification.kind == "ap")
+    )
+
+
+def _require_ranking(ranking: Ranking, classification: Classification) -> None:
+    if ranking == "global" and classification.kind != "ap":
+        raise ValueError(
+            f"ranking global needs classification.kind ap: {classification.kind} ranks nothing"
+        )

@@ -159,6 +159,9 @@ class Data(Section):
     """Memory for decoded images, in MB, of each training process; 0: decode every time."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = "auto"
     """Processes that load images for one device; 0: in the training process."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Which images are held out for validation where the data have no such split. A seed of its
+    own: runs that differ in training.seed are validated on the same images."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -176,8 +179,8 @@ class Batch(Section):
     size: Annotated[int, Field(ge=1, le=65536)] = 32
     """Images of one optimiser step, of all devices together."""
     micro: Annotated[int, Field(ge=1, le=65536)] = 8
-    """Images that one device takes at once; a ranking spans these. Gradients are accumulated over
-    size / (micro * devices) of them."""
+    """Images that one device takes at once; a ranking spans these, with criterion.ranking global
+    those of all devices. Gradients are accumulated over size / (micro * devices) of them."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

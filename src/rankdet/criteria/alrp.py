@@ -14,6 +14,7 @@ from rankdet.criteria.matching import match, require_branches
 from rankdet.losses.alrp import LocRanking, alrp_loss
 from rankdet.losses.boxes import localisation_errors
 from rankdet.ops.checks import require_choice
+from rankdet.ops.rank.distributed import Ranking, group_of
 from rankdet.structures import LossTerms
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class ALRPCriterion(nn.Module):
         total = classification + weight * localisation
 
     with the weight of ``balance``. The localisation error of a positive is that of its predicted
-    box and its object. Each process of a distributed training ranks its own batch.
+    box and its object.
 
     Args:
         assigner: decides who is positive.
@@ -46,6 +47,10 @@ class ALRPCriterion(nn.Module):
             the frame of the prior, as in the authors' dense heads; ``"pixels"``, as in their
             head for regions. The two differ by ``eps`` and by the limits of the codes. DIoU and
             CIoU are always in pixels.
+        ranking: in a distributed training. ``"local"``: each process ranks its own batch, and
+            notes its own losses in the balance. ``"global"``: one ranking of all processes, whose
+            losses and averaged gradients are those of one big batch; all processes must call the
+            criterion alike, see `rankdet.losses.alrp_loss`. The same with one process.
 
     Gradient: error sharing for the logits, ordinary derivative for the codes; see
     `rankdet.losses.alrp_loss`.
@@ -67,15 +72,18 @@ class ALRPCriterion(nn.Module):
         loc_ranking: LocRanking = "smooth",
         eps: float = 1e-6,
         frame: Frame = "prior",
+        ranking: Ranking = "local",
     ) -> None:
         super().__init__()
         require_choice("box", box, ("iou", "giou", "diou", "ciou"))
         require_choice("frame", frame, get_args(Frame))
+        require_choice("ranking", ranking, get_args(Ranking))
         self.assigner = assigner
         self.balance = balance
         self.delta, self.tau, self.box, self.eps = delta, tau, box, eps
         self.loc_ranking: LocRanking = loc_ranking
         self.frame: Frame = frame
+        self.ranking: Ranking = ranking
 
     def forward(self, predictions: Predictions, targets: Targets) -> LossTerms:
         """Return the loss of a batch.
@@ -86,8 +94,9 @@ class ALRPCriterion(nn.Module):
 
         Returns:
             The loss, and its parts "classification", "localisation" (before its weight),
-            "balance" (the weight) and "positives". Without positives the losses are 0, with
-            gradients of 0, and the balance takes no note of the batch.
+            "balance" (the weight) and "positives", of this process. Without positives, of any
+            process that ranks with this one, the losses are 0, with gradients of 0, and the
+            balance takes no note of the batch.
 
         Raises:
             TypeError: logits or codes are not floating point.
@@ -98,14 +107,18 @@ class ALRPCriterion(nn.Module):
         relative = self.frame == "prior" and self.box in ("iou", "giou")
         pred, target = matches.in_prior_frame() if relative else matches.in_pixels()
         errors = localisation_errors(pred, target, kind=self.box, tau=self.tau, eps=self.eps)
+        group = group_of(self.ranking)
         terms = alrp_loss(
             predictions.logits.reshape(-1),
             matches.targets,
             errors,
             delta=self.delta,
             loc_ranking=self.loc_ranking,
+            group=group,
         )
-        balanced = self.balance(terms.classification, terms.localisation, matches.count > 0)
+        # The balance is to do the same on all processes that have the same losses.
+        count = matches.count > 0 if group is None else group.add(matches.counted())
+        balanced = self.balance(terms.classification, terms.localisation, count)
         parts = {
             "classification": terms.classification.detach(),
             "localisation": terms.localisation.detach(),
@@ -122,5 +135,6 @@ class ALRPCriterion(nn.Module):
         """Show the settings."""
         return (
             f"assigner={self.assigner}, delta={self.delta}, tau={self.tau}, box={self.box}, "
-            f"loc_ranking={self.loc_ranking}, eps={self.eps}, frame={self.frame}"
+            f"loc_ranking={self.loc_ranking}, eps={self.eps}, frame={self.frame}, "
+            f"ranking={self.ranking}"
         )

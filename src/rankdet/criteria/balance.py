@@ -80,6 +80,9 @@ class SelfBalance(Balance):
     is cast to) and the number of iterations counted. A checkpoint within an epoch goes on where
     it stopped; with several processes each goes on with the sums that were saved.
 
+    Where all processes share one ranking, each of them notes the same losses, and the means are
+    those of what each has seen: then also a state saved by one process within an epoch is whole.
+
     `DistributedDataParallel` copies the buffers of process 0 to all at each step unless given
     ``broadcast_buffers=False`` (``forward_sync_buffers=False`` in newer versions). Without that
     the sums of the others are lost, and the means are nearly those of process 0.

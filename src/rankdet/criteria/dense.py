@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from rankdet.ops.checks import (
     require_fraction,
     require_positive,
 )
+from rankdet.ops.rank.distributed import Ranking, group_of
 from rankdet.structures import LossTerms
 
 if TYPE_CHECKING:
@@ -120,20 +121,30 @@ class FocalClassification:
 
 @dataclass(frozen=True)
 class APClassification:
-    """AP Loss of one ranking of all logits of the batch, of each process on its own."""
+    """AP Loss of one ranking of all logits of the batch."""
 
     delta: float = 1.0
     """Half-width of the smoothed step, in units of the logits."""
     interpolated: bool = True
     """Whether precision is interpolated."""
+    ranking: Ranking = "local"
+    """In a distributed training, ``"local"``: each process ranks its own batch. ``"global"``: one
+    ranking of all processes, whose value and averaged gradient are those of one big batch; all
+    processes must call the criterion alike, see `rankdet.losses.ap_loss`. The same with one
+    process."""
 
     def __post_init__(self) -> None:
         require_positive("delta", self.delta, zero_allowed=True)
+        require_choice("ranking", self.ranking, get_args(Ranking))
 
     def __call__(self, logits: Tensor, matches: Matches, _normaliser: float | Tensor) -> Tensor:
         """Return the loss of a batch; see `Classification`. The gradient shares errors out."""
         return ap_loss(
-            logits.reshape(-1), matches.targets, delta=self.delta, interpolated=self.interpolated
+            logits.reshape(-1),
+            matches.targets,
+            delta=self.delta,
+            interpolated=self.interpolated,
+            group=group_of(self.ranking),
         )
 
 
@@ -226,6 +237,11 @@ class DenseCriterion(nn.Module):
         centreness = sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))
 
     with l, t, r, b the distances from the centre of the prior to the sides of its object.
+
+    So the mean over processes of the gradients is that of one process with the whole batch,
+    wherever what is divided by is not raised to 1, and so is the mean of the values: of
+    localisation and centreness each process has its part. A ranking is that of each process, or
+    with ``APClassification(ranking="global")`` that of the whole batch.
 
     Args:
         assigner: decides who is positive.

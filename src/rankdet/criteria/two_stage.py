@@ -21,7 +21,9 @@ class TwoStageCriterion(nn.Module):
 
         total = first_weight * first + second
 
-    To the first stage all objects are of one class. Each criterion has a balance of its own.
+    To the first stage all objects are of one class. Each criterion has a balance of its own, and
+    its own ranking, which with ``ranking="global"`` is one of all processes of a distributed
+    training: of all anchors in the first stage, of all regions in the second.
 
     Args:
         first: a criterion of dense predictions, which needs no branch.

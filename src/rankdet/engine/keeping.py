@@ -73,7 +73,7 @@ class AfterSteps(pl.Callback):
     Args:
         total: optimiser steps of the run.
         keep: writes the state.
-        evaluate_at: steps after which `evaluate` is called; the last step is always one.
+        evaluate_every: steps between two calls of `evaluate`; the last step is always one.
         evaluate: evaluates the module, on all processes.
         note: is told of every step, for logs and the progress bar.
     """

@@ -6,7 +6,7 @@ Classification and Localisation in Object Detection", NeurIPS 2020.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from rankdet.ops.checks import (
     require_positive,
     require_shape,
 )
+from rankdet.ops.rank.distributed import Processes, carry, processes_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 LocRanking = Literal["smooth", "hard"]
 
@@ -37,6 +41,7 @@ def alrp_loss(
     delta: float = 1.0,
     eps: float = 1e-5,
     loc_ranking: LocRanking = "smooth",
+    group: ProcessGroup | Processes | None = None,
 ) -> ALRPTerms:
     """Average LRP: the mean, over positives, of the LRP error of all that ranks at or above.
 
@@ -53,6 +58,14 @@ def alrp_loss(
     positive that ranks high is thus an error too. ``localisation`` reaches ``loc_errors`` by its
     ordinary derivative; ranks are constants to it, and it has no gradient for the logits.
 
+    With a group, the positives and negatives of all its processes form one ranking. Every process
+    gets the same values, that of the one big batch, with P the positives of all; its gradients are
+    those of its own logits and loc_errors times the number of processes, so that averaging over the
+    processes, as `DistributedDataParallel` does, makes the gradient of the one big batch. All
+    processes must call the loss alike, whatever their data: a process without positives or
+    without logits too, see `rankdet.ops.rank.distributed`. `torch.compile` leaves such a call to
+    eager mode.
+
     Args:
         logits: [M] any floating dtype, raw scores of all classes and places in one ranking.
         targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype.
@@ -63,6 +76,8 @@ def alrp_loss(
         loc_ranking: how positives rank among themselves in the localisation part: "smooth" as
             in the formula above, "hard" by sorting, as in the authors' code. Then the sum runs
             over the positives that score at least as high, and the order of ties is arbitrary.
+        group: the processes that rank together, a group of `torch.distributed`; None: this
+            process on its own. See above.
 
     Returns:
         `ALRPTerms` of 0-d tensors >= 0, float32 (float64 for float64 logits). Both 0 without
@@ -70,9 +85,10 @@ def alrp_loss(
         spoils ``localisation`` and every gradient.
 
     Raises:
-        TypeError: for logits or loc_errors that are not floating point.
+        TypeError: for logits or loc_errors that are not floating point, for no group.
         ValueError: for other shapes, another number of loc_errors than of positives, a target
-            that is none of the three, a negative ``delta`` or ``eps``.
+            that is none of the three, a negative ``delta`` or ``eps``; with a group also where
+            another process has such targets or loc_errors.
 
     References:
         Oksuz, Cam, Akbas, Kalkan, NeurIPS 2020 (see the top of this file): the definition of aLRP
@@ -90,12 +106,13 @@ def alrp_loss(
     require_positive("eps", eps, zero_allowed=True)
     require_choice("loc_ranking", loc_ranking, get_args(LocRanking))
     hard = loc_ranking == "hard"
+    if group is not None:
+        settings = (float(delta), float(eps), hard)
+        return _over_processes(logits, targets, loc_errors, settings, processes_of(group))
     outputs = _alrp(logits, targets, loc_errors.detach(), float(delta), float(eps), hard)
     (classification,) = outputs[0].unbind()
-    localisation = (outputs[-1].detach() * loc_errors.double()).sum().to(classification.dtype)
-    # What ruins the ranking ruins its localisation too, also where no positive is left to tell.
-    localisation = torch.where(classification.isfinite(), localisation, torch.nan)
-    return ALRPTerms(classification, localisation)
+    localisation = (outputs[-1].detach() * loc_errors.double()).sum()
+    return _terms(classification, localisation)
 
 
 class ALRPLoss(nn.Module):
@@ -110,7 +127,13 @@ class ALRPLoss(nn.Module):
         self.eps = eps
         self.loc_ranking: LocRanking = loc_ranking
 
-    def forward(self, logits: Tensor, targets: Tensor, loc_errors: Tensor) -> ALRPTerms:
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        loc_errors: Tensor,
+        group: ProcessGroup | Processes | None = None,
+    ) -> ALRPTerms:
         """Return `alrp_loss`."""
         return alrp_loss(
             logits,
@@ -119,6 +142,7 @@ class ALRPLoss(nn.Module):
             delta=self.delta,
             eps=self.eps,
             loc_ranking=self.loc_ranking,
+            group=group,
         )
 
     def extra_repr(self) -> str:
@@ -126,15 +150,46 @@ class ALRPLoss(nn.Module):
         return f"delta={self.delta}, eps={self.eps}, loc_ranking={self.loc_ranking}"
 
 
+def _terms(classification: Tensor, localisation: Tensor) -> ALRPTerms:
+    localisation = localisation.to(classification.dtype)
+    # What ruins the ranking ruins its localisation too, also where no positive is left to tell.
+    return ALRPTerms(
+        classification, torch.where(classification.isfinite(), localisation, torch.nan)
+    )
+
+
+@error_sharing.not_compiled
+def _over_processes(
+    logits: Tensor,
+    targets: Tensor,
+    loc_errors: Tensor,
+    settings: tuple[float, float, bool],
+    processes: Processes,
+) -> ALRPTerms:
+    with torch.no_grad():
+        of_positives = ("loc_errors", loc_errors.detach())
+        ranked = error_sharing.rank(logits, targets, settings[0], of_positives, processes)
+        values, needed, loc_weights = _outputs(logits.detach(), ranked, *settings)
+        whole = (loc_weights * ranked.each).sum()
+        loc_weights = loc_weights[ranked.own] * ranked.processes
+    (classification,) = error_sharing.with_gradient(logits, values, needed).unbind()
+    return _terms(classification, carry(whole, (loc_weights * loc_errors.double()).sum()))
+
+
 @torch.library.custom_op("rankdet::alrp", mutates_args=())
 def _alrp(
     logits: Tensor, targets: Tensor, loc_errors: Tensor, delta: float, eps: float, hard: bool
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
-    ranked = error_sharing.rank(logits, targets, delta)
-    error_sharing.check_per_positive("loc_errors", loc_errors, ranked.pos)
-    false_positives, pairs = ranked.false_positives, ranked.pairs
-    loc_errors = loc_errors.double()
+    ranked = error_sharing.rank(logits, targets, delta, ("loc_errors", loc_errors))
+    return _outputs(logits, ranked, delta, eps, hard)
+
+
+def _outputs(
+    logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float, hard: bool
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
+    false_positives, pairs, loc_errors = ranked.false_positives, ranked.pairs, ranked.each
     own = error_sharing.self_pair(delta)
     values = torch.stack([torch.ones_like(loc_errors), loc_errors])
     # The pair (i, i) is taken out of the smoothed sums; where i counts, it counts as itself.

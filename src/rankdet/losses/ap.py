@@ -7,11 +7,17 @@ precision.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from rankdet.losses import error_sharing
 from rankdet.ops.checks import require_positive
+from rankdet.ops.rank.distributed import Processes, processes_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def ap_loss(
@@ -20,6 +26,7 @@ def ap_loss(
     *,
     delta: float = 1.0,
     interpolated: bool = True,
+    group: ProcessGroup | Processes | None = None,
 ) -> Tensor:
     """AP Loss: the mean over positives of one minus the precision at their rank.
 
@@ -30,19 +37,30 @@ def ap_loss(
     Gradient: error sharing, not a derivative. Positive i receives - e_i / P, negative j
     receives the sum over i of H(s_j - p_i) e_i / (FP_i P).
 
+    With a group, the positives and negatives of all its processes form one ranking. Every process
+    gets the same value, that of the one big batch, with P the positives of all; its gradients are
+    those of its own logits times the number of processes, so that averaging over the
+    processes, as `DistributedDataParallel` does, makes the gradient of the one big batch. All
+    processes must call the loss alike, whatever their data: a process without positives or
+    without logits too, see `rankdet.ops.rank.distributed`. `torch.compile` leaves such a call to
+    eager mode.
+
     Args:
         logits: [M] any floating dtype, raw scores of all classes and places in one ranking.
         targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype.
         delta: half-width of the smoothed step, >= 0, in units of the logits.
         interpolated: whether precision is interpolated.
+        group: the processes that rank together, a group of `torch.distributed`; None: this
+            process on its own. See above.
 
     Returns:
         0-d tensor in [0, 1], float32 (float64 for float64 logits). 0 without positives. NaN if
         a logit that is not ignored is NaN or infinite.
 
     Raises:
-        TypeError: for logits that are not floating point.
-        ValueError: for other shapes, a target that is none of the three, a negative ``delta``.
+        TypeError: for logits that are not floating point, for no group.
+        ValueError: for other shapes, a target that is none of the three, a negative ``delta``;
+            with a group also where another process has such targets.
 
     References:
         Chen et al., CVPR 2019 (see the top of this file): the loss and its error-driven update.
@@ -54,6 +72,8 @@ def ap_loss(
     """
     error_sharing.check_flat(logits, targets)
     require_positive("delta", delta, zero_allowed=True)
+    if group is not None:
+        return _over_processes(logits, targets, float(delta), interpolated, processes_of(group))
     values: Tensor = _ap(logits, targets, float(delta), interpolated)[0]
     return values.unbind()[0]
 
@@ -67,13 +87,30 @@ class APLoss(nn.Module):
         self.delta = delta
         self.interpolated = interpolated
 
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        group: ProcessGroup | Processes | None = None,
+    ) -> Tensor:
         """Return `ap_loss`."""
-        return ap_loss(logits, targets, delta=self.delta, interpolated=self.interpolated)
+        return ap_loss(
+            logits, targets, delta=self.delta, interpolated=self.interpolated, group=group
+        )
 
     def extra_repr(self) -> str:
         """Show the settings."""
         return f"delta={self.delta}, interpolated={self.interpolated}"
+
+
+@error_sharing.not_compiled
+def _over_processes(
+    logits: Tensor, targets: Tensor, delta: float, interpolated: bool, processes: Processes
+) -> Tensor:
+    with torch.no_grad():
+        ranked = error_sharing.rank(logits, targets, delta, processes=processes)
+        values, needed = _outputs(logits.detach(), ranked, delta, interpolated)
+    return error_sharing.with_gradient(logits, values, needed).unbind()[0]
 
 
 @torch.library.custom_op("rankdet::ap", mutates_args=())
@@ -82,6 +119,13 @@ def _ap(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
     ranked = error_sharing.rank(logits, targets, delta)
+    return _outputs(logits, ranked, delta, interpolated)
+
+
+def _outputs(
+    logits: Tensor, ranked: error_sharing.Ranked, delta: float, interpolated: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Return `error_sharing.outputs`."""
     false_positives, pos = ranked.false_positives, ranked.pos
     others = ranked.pairs.counts(torch.ones_like(false_positives)[None])[0]
     others = others - error_sharing.self_pair(delta)

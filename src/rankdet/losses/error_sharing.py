@@ -5,11 +5,16 @@ Each positive i hands its error out to the examples that rank above it, in propo
 they do: a negative j receives + H(s_j - p_i) w_i, where w_i = e_i / (FP_i P), and the positive
 itself receives - e_i / P. So what a loss has to say is, for each positive, the gradient of its
 own logit and the weight w_i, both [P]; the operator spreads the weights over the negatives.
+
+Over several processes there is one ranking of the positives and negatives of all: each knows all
+positives, and the bins hold the negatives of all. What is [P] is then computed alike everywhere,
+and each process reads off the gradient of the logits that it has.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,27 +26,44 @@ from rankdet.ops.checks import (
     require_tensor,
 )
 from rankdet.ops.few import few_nonzero
+from rankdet.ops.rank.distributed import (
+    Processes,
+    add_bins,
+    announce_fault,
+    gather_ragged,
+)
 from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.pairs import Pairs
-from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype, evaluate, fill_bins
+from rankdet.ops.rank.passes import evaluate, fill_bins
+from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class Ranked(NamedTuple):
-    """Who is ranked, and how far up.
+    """Who is ranked, and how far up; with several processes, P counts the positives of all.
 
     Attributes:
         skip: [S] int64, ascending: the logits that are not negatives.
-        pos_index: [P] int64, ascending: the positives among them.
-        pos: [P] their logits, float32 at least.
+        pos_index: [P_r] int64, ascending: the positives among them.
+        own: which of the P positives these are; all of them for a process on its own.
+        processes: how many rank together.
+        pos: [P] logits of the positives, float32 at least.
+        each: [P] float64, what the loss is told of each positive; empty if nothing.
         false_positives: [P] float64, FP_i, the smoothed number of negatives above.
         pairs: the operator among the positives, the pairs (i, i) included.
         knots: where the ramps of the positives begin and end.
-        bins: what the first pass over the negatives left behind.
+        bins: what the first pass over the negatives left behind; contents of all processes, and
+            the notes of this one.
     """
 
     skip: Tensor
     pos_index: Tensor
+    own: slice
+    processes: int
     pos: Tensor
+    each: Tensor
     false_positives: Tensor
     pairs: Pairs
     knots: Knots
@@ -62,17 +84,60 @@ def check_flat(logits: Tensor, targets: Tensor) -> None:
         )
 
 
-def rank(logits: Tensor, targets: Tensor, delta: float) -> Ranked:
+def rank(
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    each: tuple[str, Tensor] | None = None,
+    processes: Processes | None = None,
+) -> Ranked:
     """Find the positives and count the negatives above each.
 
     Args:
         logits: [M] any floating dtype.
         targets: [M] 1 positive, 0 negative, -1 ignored.
         delta: half-width of the ramp.
+        each: a name for messages, and [P_r] any floating dtype, a number for each positive.
+        processes: who ranks together; None: this process on its own. Then these are collectives:
+            see `rankdet.ops.rank.distributed`.
 
     Raises:
-        ValueError: for a target that is none of the three.
+        ValueError: for a target that is none of the three, for another number of entries in
+            ``each`` than of positives; on all processes if one has such a fault.
     """
+    try:
+        skip, pos_index = _find_positives(targets)
+        if each is not None:
+            _check_per_positive(*each, pos_index)
+    except ValueError:
+        if processes is not None:
+            announce_fault(processes, logits.device)
+        raise
+    pos = logits.index_select(0, pos_index)
+    pos = pos.to(compute_dtype(pos))
+    numbers = pos.new_zeros(0, dtype=torch.float64) if each is None else each[1].double()
+    own, size = slice(0, pos.numel()), 1
+    if processes is not None:
+        rows = [pos.double()] if each is None else [pos.double(), numbers]
+        (scores, *told), own = gather_ragged(torch.stack(rows), processes)
+        # Exact: these were of this dtype before. The dtype decides how ties are put in order.
+        pos, size = scores.to(pos.dtype), processes.size
+        numbers = told[0] if told else numbers
+    knots = make_knots(pos, delta)
+    bins = fill_bins(knots.base, logits, skip)
+    if processes is not None:
+        number, beyond, finite = add_bins(bins.number, bins.beyond, bins.finite, processes)
+        bins = bins._replace(number=number, beyond=beyond, finite=finite)
+    false_positives = counts_from_bins(knots, bins.number, bins.beyond)
+    false_positives.masked_fill_(
+        ~(bins.finite & pos.sum(dtype=torch.float64).isfinite()), torch.nan
+    )
+    pairs = Pairs(pos, knots, delta)
+    return Ranked(skip, pos_index, own, size, pos, numbers, false_positives, pairs, knots, bins)
+
+
+def _find_positives(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of what is no negative, and of the positives among it."""
     skip = few_nonzero(targets)
     kinds = targets.index_select(0, skip)
     is_pos = kinds == 1
@@ -81,23 +146,14 @@ def rank(logits: Tensor, targets: Tensor, delta: float) -> Ranked:
         unknown = torch.zeros_like(targets, dtype=torch.bool)
         unknown.index_copy_(0, skip, (kinds != 1) & (kinds != -1))
         raise_unknown_kind("targets", targets, unknown)
-    pos = logits.index_select(0, pos_index)
-    pos = pos.to(compute_dtype(pos))
-    knots = make_knots(pos, delta)
-    bins = fill_bins(knots.base, logits, skip)
-    false_positives = counts_from_bins(knots, bins.number, bins.beyond)
-    false_positives.masked_fill_(
-        ~(bins.finite & pos.sum(dtype=torch.float64).isfinite()), torch.nan
-    )
-    return Ranked(skip, pos_index, pos, false_positives, Pairs(pos, knots, delta), knots, bins)
+    return skip, pos_index
 
 
-def check_per_positive(name: str, values: Tensor, pos: Tensor) -> None:
-    """Raise `ValueError` unless there is one value for each positive."""
-    if values.shape != pos.shape:
+def _check_per_positive(name: str, values: Tensor, pos_index: Tensor) -> None:
+    if values.shape != pos_index.shape:
         raise ValueError(
-            f"{name} must have one entry for each of the {pos.numel()} positives in targets, "
-            f"got shape {list(values.shape)}"
+            f"{name} must have one entry for each of the {pos_index.numel()} positives in "
+            f"targets, got shape {list(values.shape)}"
         )
 
 
@@ -118,14 +174,15 @@ def outputs(
         pos_grads: [T, P] float64, P times the gradient of each positive's logit.
         weights: [T, P] float64, P times what each positive hands out to the negatives.
     """
-    count = max(ranked.pos.numel(), 1)
+    # Gradients are averaged over processes: each is the share of its process, times their number.
+    count = max(ranked.pos.numel(), 1) / ranked.processes
     if errors.numel():
         values = errors.mean(1)
     else:  # bad logits reach the errors by themselves, but for where there are none
         finite = ranked.bins.finite
         values = errors.new_zeros(errors.shape[0]).masked_fill_(~finite, torch.nan)
     function = pieces(ranked.knots, weights / count)
-    needed = [ranked.skip, ranked.pos_index, pos_grads / count, ranked.knots.base]
+    needed = [ranked.skip, ranked.pos_index, pos_grads[:, ranked.own] / count, ranked.knots.base]
     needed += [function.value, function.slope, *ranked.bins.notes]
     return values.to(compute_dtype(logits)), needed
 
@@ -204,10 +261,59 @@ def register_gradient(loss: Any) -> None:
         ctx.inputs = len(inputs)
 
     def gradient(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        logits, skip, pos_index, pos_grads, base, value, slope, *notes = ctx.saved_tensors
-        upstream = grad_values.double()
-        pos_grad, value, slope = (upstream @ each for each in (pos_grads, value, slope))
-        grad = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, notes)
+        grad = _gradient(grad_values, *ctx.saved_tensors)
         return (grad, *[None] * (ctx.inputs - 1))
 
     loss.register_autograd(gradient, setup_context=save)
+
+
+def not_compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Have `torch.compile` leave a function out: a ranking over several processes."""
+    kept: Callable[_Arguments, _Result] = torch.compiler.disable(
+        function, reason="a ranking over several processes is not compiled"
+    )
+    return kept
+
+
+def with_gradient(logits: Tensor, values: Tensor, needed: list[Tensor]) -> Tensor:
+    """Return the values of a loss, [T], with its error-sharing gradient for these logits.
+
+    For a ranking over several processes: a registered operator cannot be told of a group.
+
+    Args:
+        logits: [M] of this process.
+        values: from `outputs`.
+        needed: from `outputs`.
+    """
+    attached: Tensor = _WithGradient.apply(logits, values, *needed)
+    return attached
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, values: Tensor, *needed: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, *needed)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad = _gradient(grads[0], *ctx.saved_tensors)
+        return (grad, *[None] * len(ctx.saved_tensors))
+
+
+def _gradient(
+    grad_values: Tensor,
+    logits: Tensor,
+    skip: Tensor,
+    pos_index: Tensor,
+    pos_grads: Tensor,
+    base: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    *notes: Tensor,
+) -> Tensor:
+    """Return the gradient for the logits, given those of the values, [T], and `outputs`."""
+    upstream = grad_values.double()
+    pos_grad, value, slope = (upstream @ each for each in (pos_grads, value, slope))
+    grad: Tensor = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, list(notes))
+    return grad

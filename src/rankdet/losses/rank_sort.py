@@ -6,14 +6,18 @@ Segmentation", ICCV 2021.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rankdet.losses import error_sharing
 from rankdet.ops.checks import require_floating, require_positive, require_shape
+from rankdet.ops.rank.distributed import Processes, processes_of
 from rankdet.ops.rank.ordered import ordered_counts, ordered_spread
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class RankSortTerms(NamedTuple):
@@ -30,6 +34,7 @@ def rank_sort_loss(
     *,
     delta: float = 0.5,
     eps: float = 1e-10,
+    group: ProcessGroup | Processes | None = None,
 ) -> RankSortTerms:
     """Rank & Sort: the ranking error of each positive, and its excess sorting error.
 
@@ -48,6 +53,14 @@ def rank_sort_loss(
     Sorting: positive i receives - e_i / P, with e_i = current_i - target_i, and each positive k
     with t_k < t_i its share H(p_k - p_i) e_i / (D_i P), where D_i is the sum of these H.
 
+    With a group, the positives and negatives of all its processes form one ranking. Every process
+    gets the same values, that of the one big batch, with P the positives of all; its gradients are
+    those of its own logits times the number of processes, so that averaging over the
+    processes, as `DistributedDataParallel` does, makes the gradient of the one big batch. All
+    processes must call the loss alike, whatever their data: a process without positives or
+    without logits too, see `rankdet.ops.rank.distributed`. `torch.compile` leaves such a call to
+    eager mode.
+
     Args:
         logits: [M] any floating dtype, raw scores of all classes and places in one ranking.
         targets: [M] 1 positive, 0 negative, -1 ignored; any integer, bool or floating dtype. A
@@ -56,6 +69,8 @@ def rank_sort_loss(
             ``targets``. No gradient flows to it.
         delta: half-width of the smoothed step, >= 0, in units of the logits.
         eps: a positive with D_i <= eps has no sorting error to share out.
+        group: the processes that rank together, a group of `torch.distributed`; None: this
+            process on its own. See above.
 
     Returns:
         `RankSortTerms` of 0-d tensors, float32 (float64 for float64 logits). Both 0 without
@@ -63,9 +78,10 @@ def rank_sort_loss(
         ``sorting``.
 
     Raises:
-        TypeError: for logits or ious that are not floating point.
+        TypeError: for logits or ious that are not floating point, for no group.
         ValueError: for other shapes, another number of ious than of positives, a target that is
-            none of the three, a negative ``delta`` or ``eps``.
+            none of the three, a negative ``delta`` or ``eps``; with a group also where another
+            process has such targets or ious.
 
     References:
         Oksuz, Cam, Akbas, Kalkan, ICCV 2021 (see the top of this file): ranking and sorting
@@ -81,7 +97,11 @@ def rank_sort_loss(
     require_shape("ious", ious, "P")
     require_positive("delta", delta, zero_allowed=True)
     require_positive("eps", eps, zero_allowed=True)
-    values = _rank_sort(logits, targets, ious.detach(), float(delta), float(eps))[0]
+    if group is None:
+        values = _rank_sort(logits, targets, ious.detach(), float(delta), float(eps))[0]
+    else:
+        settings = (float(delta), float(eps))
+        values = _over_processes(logits, targets, ious, settings, processes_of(group))
     ranking, sorting = values.unbind()
     return RankSortTerms(ranking, sorting)
 
@@ -95,13 +115,34 @@ class RankSortLoss(nn.Module):
         self.delta = delta
         self.eps = eps
 
-    def forward(self, logits: Tensor, targets: Tensor, ious: Tensor) -> RankSortTerms:
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        ious: Tensor,
+        group: ProcessGroup | Processes | None = None,
+    ) -> RankSortTerms:
         """Return `rank_sort_loss`."""
-        return rank_sort_loss(logits, targets, ious, delta=self.delta, eps=self.eps)
+        return rank_sort_loss(logits, targets, ious, delta=self.delta, eps=self.eps, group=group)
 
     def extra_repr(self) -> str:
         """Show the settings."""
         return f"delta={self.delta}, eps={self.eps}"
+
+
+@error_sharing.not_compiled
+def _over_processes(
+    logits: Tensor,
+    targets: Tensor,
+    ious: Tensor,
+    settings: tuple[float, float],
+    processes: Processes,
+) -> Tensor:
+    with torch.no_grad():
+        of_positives = ("ious", ious.detach())
+        ranked = error_sharing.rank(logits, targets, settings[0], of_positives, processes)
+        values, needed = _outputs(logits.detach(), ranked, *settings)
+    return error_sharing.with_gradient(logits, values, needed)
 
 
 @torch.library.custom_op("rankdet::rank_sort", mutates_args=())
@@ -109,10 +150,16 @@ def _rank_sort(
     logits: Tensor, targets: Tensor, ious: Tensor, delta: float, eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
-    ranked = error_sharing.rank(logits, targets, delta)
-    error_sharing.check_per_positive("ious", ious, ranked.pos)
-    false_positives, pos = ranked.false_positives, ranked.pos
-    badness = 1 - ious.double()
+    ranked = error_sharing.rank(logits, targets, delta, ("ious", ious))
+    return _outputs(logits, ranked, delta, eps)
+
+
+def _outputs(
+    logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Return `error_sharing.outputs`."""
+    false_positives, pos, ious = ranked.false_positives, ranked.pos, ranked.each
+    badness = 1 - ious
     values = torch.stack([torch.ones_like(badness), badness])
     # The pair (i, i) stays in: i is among those at or above i, by half.
     above, above_badness = ranked.pairs.counts(values)

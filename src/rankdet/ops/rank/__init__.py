@@ -10,7 +10,7 @@ the operator is the matrix K_ij = H(s_j - p_i), never formed. `RankOperator.coun
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ from rankdet.ops.checks import (
     require_positive,
     require_shape,
 )
+from rankdet.ops.rank.passes import Backend, BinnedOperator
 from rankdet.ops.rank.reference import ReferenceOperator
-from rankdet.ops.rank.vectorised import VectorisedOperator
 
 __all__ = ["BACKENDS", "RankOperator", "rank_operator"]
 
-BACKENDS = ("auto", "reference", "vectorised")
+BACKENDS = ("auto", "reference", "vectorised", "triton")
 
 # Up to this many pairs, a matrix is cheaper than the bookkeeping that avoids it.
 _MATRIX_UP_TO = 1 << 15
@@ -106,7 +106,8 @@ def rank_operator(
         neg: [N] scores of the negatives, any floating dtype, on the same device.
         delta: half-width of the ramp, in units of the scores, >= 0.
         backend: "reference" (the P x N matrix in float64: the definition), "vectorised"
-            (plain torch, O((N + P) log P) time, O(P) memory beside the result), or "auto".
+            (plain torch, O((N + P) log P) time, O(P) memory beside the result), "triton" (the
+            same as kernels for a GPU, two reads of the scores), or "auto": by size and device.
         skip: [S] int64, ascending indices into ``neg`` of entries that take no part, whatever
             their score: a way to leave out some entries of a large tensor without a copy.
 
@@ -117,7 +118,8 @@ def rank_operator(
     Raises:
         TypeError: for scores that are not floating point tensors.
         ValueError: for other shapes, a negative or NaN ``delta``, tensors on different devices,
-            an unknown ``backend``.
+            an unknown ``backend``, "triton" without a CUDA device.
+        ImportError: for "triton" where there is no Triton.
 
     References:
         The smoothed step and the sums over it: K. Chen et al., "Towards Accurate One-Stage
@@ -140,10 +142,12 @@ def rank_operator(
     if pos.device != neg.device:
         raise ValueError(f"pos and neg must be on one device, got {pos.device} and {neg.device}")
     pos, neg = pos.detach(), neg.detach()
-    if backend == "auto":
-        small = pos.numel() * neg.numel() <= _MATRIX_UP_TO
-        backend = "reference" if small else "vectorised"
-    make = ReferenceOperator if backend == "reference" else VectorisedOperator
+    if backend == "auto" and pos.numel() * neg.numel() <= _MATRIX_UP_TO:
+        backend = "reference"
+    implementation: _Implementation
     with torch.no_grad():
-        implementation: _Implementation = make(pos, neg, float(delta), skip)
+        if backend == "reference":
+            implementation = ReferenceOperator(pos, neg, float(delta), skip)
+        else:
+            implementation = BinnedOperator(pos, neg, float(delta), skip, cast(Backend, backend))
     return RankOperator(implementation, pos.numel(), neg.numel())

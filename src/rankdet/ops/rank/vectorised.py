@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rankdet.ops.few import few_nonzero
 from rankdet.ops.rank.grid import Grid, find_cells, find_offsets, lay_grid, tabulate
-from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
+from rankdet.ops.rank.knots import Pieces
 
 # Scores per chunk: on a CPU a handful of temporaries of this size stay in the cache and are
 # long enough to be shared between threads; on a GPU it only bounds the memory.
@@ -62,35 +62,6 @@ class Bins(NamedTuple):
     beyond: Tensor
     finite: Tensor
     notes: Notes
-
-
-class VectorisedOperator:
-    """K_ij = H(neg_j - pos_i), never formed. See `rankdet.ops.rank.rank_operator`."""
-
-    def __init__(self, pos: Tensor, neg: Tensor, delta: float, skip: Tensor | None) -> None:
-        """Make the first pass over the scores."""
-        self._neg = neg
-        self._skip = neg.new_zeros(0, dtype=torch.int64) if skip is None else skip
-        self._knots = make_knots(pos, delta)
-        self._bins = fill_bins(self._knots.base, neg, self._skip)
-        self._pos_finite = pos.isfinite().all()
-
-    def counts(self, per_neg: Tensor | None) -> Tensor:
-        """Return K v, [P] float64."""
-        number, beyond = self._bins.number, self._bins.beyond
-        if per_neg is not None:
-            weights = per_neg.double().index_fill(0, self._skip, 0.0)
-            scores = self._neg.double().index_fill(0, self._skip, 0.0)
-            number, beyond = weigh_bins(self._knots.base, scores, weights[None])
-        counts = counts_from_bins(self._knots, number, beyond).view(-1)
-        return counts.masked_fill_(~(self._pos_finite & self._bins.finite), torch.nan)
-
-    def spread(self, per_pos: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Return K^T w, [N] in ``dtype``."""
-        per_pos = per_pos.masked_fill(~self._pos_finite, torch.nan)
-        function = pieces(self._knots, per_pos)
-        dtype = dtype or compute_dtype(self._neg)
-        return evaluate(self._knots.base, function, self._neg, self._skip, self._bins.notes, dtype)
 
 
 def compute_dtype(scores: Tensor) -> torch.dtype:

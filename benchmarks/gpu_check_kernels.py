@@ -1,0 +1,238 @@
+"""The Triton kernels on a GPU: right first, then timed against what they have to beat.
+
+Rivals: the same passes in plain torch on the same device, torchvision's focal loss, and the time
+in which the device copies as many bytes as the loss has to move.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks import cases, losses, measure
+from rankdet.losses import alrp_loss, error_sharing
+from rankdet.ops.rank import passes, rank_operator
+from rankdet.ops.rank.knots import counts_from_bins, make_knots, pieces
+
+Row = dict[str, str | float]
+
+# Largest error of the spread, of its largest entry: what the dtype of the result rounds away.
+ROUNDING = {
+    torch.float64: 1e-9,
+    torch.float32: 5e-7,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-10,
+}
+# Scores beyond 2^31, twice 2 bytes each, and what looking at them needs.
+_HUGE = 2**31 + 5
+_HUGE_NEEDS = 20 * 2**30
+
+
+def check() -> None:
+    """Compare the compiled kernels with the definition on the CPU and with plain torch.
+
+    Raises:
+        AssertionError: where they differ.
+    """
+    for regime in (*cases.REGIMES, "edges"):
+        for dtype in ROUNDING:
+            for delta in (1.0, 0.5, 0.0):
+                _check_case(regime, dtype, delta)
+    _check_balance()
+    if torch.cuda.mem_get_info()[0] > _HUGE_NEEDS:
+        _check_beyond_32_bits()
+
+
+def _check_case(regime: str, dtype: torch.dtype, delta: float) -> None:
+    if regime == "edges":
+        data = cases.make(cases.Case(300, 40_003, "trained"), seed=5)
+        logits = (data.logits * 2).round() / 2
+    else:
+        data = cases.make(cases.Case(300, 40_003, regime), seed=4)
+        logits = data.logits
+    neg, skip = logits.to(dtype), data.targets.nonzero().squeeze(1)
+    pos, weights = neg[skip], torch.rand(300)
+    neg[skip[::7]] = torch.nan  # left out, whatever it is
+    slow = rank_operator(pos, neg, delta, "reference", skip=skip)
+    expected_counts, expected = slow.counts(), slow.spread(weights)
+    args = (pos.cuda(), neg.cuda(), delta)
+    results = {
+        name: rank_operator(*args, name, skip=skip.cuda()) for name in ("triton", "vectorised")
+    }
+    for operator in results.values():
+        torch.testing.assert_close(operator.counts().cpu(), expected_counts, rtol=1e-9, atol=0)
+    for kind in {torch.float64, dtype}:
+        for operator in results.values():
+            spread = operator.spread(weights.cuda(), dtype=kind).cpu()
+            torch.testing.assert_close(
+                spread.double(), expected, rtol=0, atol=ROUNDING[kind] * float(expected.max())
+            )
+    again = rank_operator(*args, "triton", skip=skip.cuda())
+    assert torch.equal(again.counts(), results["triton"].counts()), "not the same bits again"
+
+
+def _check_balance() -> None:
+    """At full size, where no definition can follow: both passes against each other."""
+    for regime in cases.REGIMES:
+        data = cases.make(cases.Case(1000, 10_000_000, regime), seed=6, device="cuda")
+        skip = data.targets.nonzero().squeeze(1)
+        operator = rank_operator(data.logits[skip], data.logits, 1.0, "triton", skip=skip)
+        weights = torch.rand(1000, device="cuda", dtype=torch.float64)
+        handed_out = operator.counts() @ weights
+        received = operator.spread(weights, dtype=torch.float64).sum()
+        torch.testing.assert_close(received, handed_out, rtol=1e-9, atol=0)
+        plain = rank_operator(data.logits[skip], data.logits, 1.0, "vectorised", skip=skip)
+        torch.testing.assert_close(operator.counts(), plain.counts(), rtol=1e-9, atol=0)
+
+
+def _check_beyond_32_bits() -> None:
+    neg = torch.full((_HUGE,), -0.5, dtype=torch.bfloat16, device="cuda")
+    neg[-3:] = 5.0
+    neg[1] = torch.nan
+    pos = torch.zeros(2, device="cuda")
+    operator = rank_operator(
+        pos, neg, 1.0, "triton", skip=torch.tensor([1, _HUGE - 1], device="cuda")
+    )
+    exact = (_HUGE - 4) / 4 + 2
+    counts = torch.full((2,), exact, dtype=torch.float64, device="cuda")
+    torch.testing.assert_close(operator.counts(), counts, rtol=1e-9, atol=0)
+    spread = operator.spread(torch.full((2,), 0.5, device="cuda"), dtype=torch.bfloat16)
+    assert spread[-3:].tolist() == [1.0, 1.0, 0.0]
+    assert spread[:3].tolist() == [0.25, 0.0, 0.25]
+    assert int((spread == 0.25).sum()) == _HUGE - 4
+
+
+@contextmanager
+def forced(backend: passes.Backend) -> Iterator[None]:
+    """Make the losses take one backend, whatever the size."""
+    with ExitStack() as stack:
+        for name in ("fill_bins", "evaluate"):
+            pass_ = functools.partial(getattr(passes, name), backend=backend)
+            stack.enter_context(mock.patch.object(error_sharing, name, pass_))
+        yield
+
+
+def rows(
+    which: list[cases.Case], device: str, dtypes: tuple[torch.dtype, ...], seconds: float
+) -> Iterator[Row]:
+    """Measure case by case; yield a row for aLRP by each backend, for focal loss, each pass."""
+    source = measure.origin(device, 0)
+    backends: list[passes.Backend] = ["vectorised"]
+    if device == "cuda":
+        import triton
+
+        source["triton"] = triton.__version__
+        backends = ["triton", "vectorised"]
+    for case in which:
+        data = cases.make(case, 0, device)
+        for dtype in dtypes:
+            given = data._replace(logits=data.logits.detach().to(dtype))
+            size = dtype.itemsize
+            # Read twice, written once; the targets are read to find the positives.
+            whole = case.negatives * (3 * size + given.targets.element_size())
+            runs: dict[str, tuple[Callable[[], object], int]] = {
+                losses.FOCAL: (losses.steps(given)[losses.FOCAL], whole)
+            }
+            for backend in backends:
+                runs[f"aLRP, {backend}"] = (_alrp(given, backend), whole)
+                first, second = _passes(given, backend)
+                runs[f"first pass, {backend}"] = (first, case.negatives * size)
+                runs[f"second pass, {backend}"] = (second, case.negatives * 2 * size)
+            timings = measure.interleaved({name: run for name, (run, _) in runs.items()}, seconds)
+            focal = timings[losses.FOCAL].median
+            for name, (run, moved) in runs.items():
+                copy = copy_milliseconds(moved, device)
+                yield {
+                    "what": name,
+                    "P": case.positives,
+                    "N": case.negatives,
+                    "regime": case.regime,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "device": device,
+                    "median_ms": round(timings[name].median, 4),
+                    "low_ms": round(timings[name].low, 4),
+                    "high_ms": round(timings[name].high, 4),
+                    "back_to_back_ms": round(back_to_back(run, device), 4),
+                    "focal_median_ms": round(focal, 4),
+                    "ratio_focal": round(timings[name].median / focal, 4),
+                    "moved_mb": round(moved / 1e6, 3),
+                    "copy_ms": round(copy, 4),
+                    "ratio_copy": round(timings[name].median / copy, 3),
+                    **source,
+                }
+
+
+def show(row: Row) -> str:
+    """Return a row as a line for the terminal."""
+    return (
+        f"{row['what']:<32} P {row['P']:>5}  N {row['N']:>9}  {row['regime']:<8}{row['dtype']:<9}"
+        f"{row['median_ms']:>9.3f} ms ({row['back_to_back_ms']:.3f} in a queue)"
+        f"{row['ratio_focal']:>8.3f} x focal{row['ratio_copy']:>8.2f} x copy"
+    )
+
+
+def copy_milliseconds(moved: int, device: str) -> float:
+    """Return the time in which the device copies so many bytes, counting reads and writes.
+
+    Small ones are copied in one piece with others: what counts is the bandwidth.
+    """
+    return _copy_seconds_per_byte(device) * moved * 1e3
+
+
+@functools.cache
+def _copy_seconds_per_byte(device: str) -> float:
+    count = 2**28 if device == "cuda" else 2**24
+    source = torch.zeros(count, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return back_to_back(lambda: target.copy_(source), device) / 1e3 / (count * 8)
+
+
+def back_to_back(run: Callable[[], object], device: str, calls: int = 10) -> float:
+    """Return milliseconds for each of many calls, without waiting for the device in between.
+
+    Where a call makes the host wait itself, or the host is slower, this shows as well.
+    """
+    if device != "cuda":
+        return measure.interleaved({"": run}, seconds=0.0, at_least=3)[""].median
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / calls)
+    return float(torch.tensor(times).median())
+
+
+def _alrp(data: cases.Input, backend: passes.Backend) -> Callable[[], None]:
+    logits = data.logits.detach().requires_grad_()
+
+    def run() -> None:
+        logits.grad = None
+        with forced(backend):
+            torch.stack(alrp_loss(logits, data.targets, data.per_positive)).sum().backward()
+
+    return run
+
+
+def _passes(
+    data: cases.Input, backend: passes.Backend
+) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+    logits, skip = data.logits.detach(), data.targets.nonzero().squeeze(1)
+    knots = make_knots(logits[skip].float(), 1.0)
+    bins = passes.fill_bins(knots.base, logits, skip, backend=backend)
+    weights = 1 / counts_from_bins(knots, bins.number, bins.beyond).clamp(min=1)
+    function = pieces(knots, weights)
+    args = (knots.base, function, logits, skip, bins.notes, logits.dtype)
+    return (
+        lambda: passes.fill_bins(knots.base, logits, skip, backend=backend),
+        lambda: passes.evaluate(*args, backend=backend),
+    )

@@ -1,0 +1,342 @@
+"""`rankdet tables`: the experiments of the paper, at any scale."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankdet.cli.common import Voice
+    from rankdet.data.imageset import ImageSet
+    from rankdet.experiments.collect import Result
+    from rankdet.experiments.costs import StepTime
+    from rankdet.experiments.folders import Images, Place
+    from rankdet.experiments.run import Outcome
+    from rankdet.experiments.tables import Table
+
+EXAMPLES = """\
+examples:
+  rankdet tables a1 --data digits/ --scale tiny --dry-run    what would run, and how long
+  rankdet tables a1 --data digits/ --scale tiny              three losses, three seeds
+  rankdet tables a1 --data digits/ --scale tiny --resume     go on after an interruption
+  rankdet tables a3 --data photos/ --scale small --seeds 5 --jobs 2
+  rankdet tables a3 --data photos/ --scale tiny --set data.augment.kind=light
+  rankdet tables main --data coco/ --scale paper --jobs 8    published settings, on GPUs
+
+a1    FoveaBox: Focal + Smooth L1, AP + Smooth L1, aLRP at 50, 75 and 100 % of one schedule
+a2    ATSS: its own loss, aLRP
+a3    RetinaNet: Focal + Smooth L1, AP + Smooth L1, aLRP, by objects in the image
+a4    aLRP on RetinaNet: w_r = 1, 5, 10, 15, learned weights, self-balance
+main  RetinaNet, FreeAnchor, DR, ATSS, FoveaBox, Faster R-CNN
+
+A run is a folder of `rankdet train` in OUT/TABLE-SCALE; one that is finished is never run again.
+"""
+
+
+# What a dry run does not say of every row.
+_UNTOLD = ("name=", "description=", "training.seed=")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What was asked for, read and found."""
+
+    given: argparse.Namespace
+    table: Table
+    out: Path
+    folder: Path
+    images: Images
+    places: tuple[Place, ...]
+    voice: Voice
+
+
+def add_to(verbs: Any) -> None:
+    """Add the verb to the command."""
+    parser = verbs.add_parser(
+        "tables",
+        help="rerun the paper's experiments, at any scale",
+        description="Train all that a table of the paper compares, over several seeds, and print "
+        "what was measured, which differences exceed the spread over seeds, and the published "
+        "numbers beside it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", choices=("a1", "a2", "a3", "a4", "main"), help="which table")
+    parser.add_argument("--data", required=True, metavar="DIR", help="images and annotations")
+    parser.add_argument(
+        "--scale",
+        required=True,
+        choices=("tiny", "small", "paper"),
+        help="tiny: small recipes, 1500 steps at 128 pixels, minutes a run on a CPU; small: small "
+        "recipes as they are; paper: published recipes, 100 epochs with ResNet-50",
+    )
+    parser.add_argument(
+        "--seeds", type=_count, default=3, metavar="N", help="runs of each row: seeds 0 to N-1 (3)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with runs that were interrupted or failed"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="runs at once: each on a GPU in turn, or with its share of the CPU cores; default: "
+        "one for each GPU, or 1",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="with --dry-run: time 10 steps of each recipe on this data",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of all tables of these data; default: runs/tables-DATA"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the recipe of every run",
+    )
+    parser.set_defaults(run=run)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1, 2, 3, ..., got {text!r}")
+    return int(text)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print what would be done, or do it."""
+    from rankdet.experiments.run import locked
+
+    training, validation, work = _prepare(given)
+    if given.dry_run:
+        return _dry_run(work, training, validation)
+    with locked(work.folder) as lock:
+        return _execute_and_print(work, lock)
+
+
+def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, _Work]:
+    """Read the data, and find the runs that there are.
+
+    Raises:
+        RunError: options that do not go together, or a folder that holds something else.
+        RecipeError: a change of the recipes is wrong.
+        DataError: the data cannot be used.
+    """
+    from rankdet.cli.common import Voice
+    from rankdet.cli.running import splits
+    from rankdet.data.discover import discover
+    from rankdet.engine.files import RunError
+    from rankdet.experiments.folders import Images, locate, table_folder
+    from rankdet.experiments.tables import TABLES, runs
+
+    if given.measure and not given.dry_run:
+        raise RunError("--measure goes with --dry-run")
+    for change in given.set:
+        if change.partition("=")[0].strip() == "training.seed":
+            raise RunError(f"--set {change}: the seeds of a table are given by --seeds")
+    table = TABLES[given.table]
+    wanted = runs(table, given.scale, seeds=given.seeds, changes=given.set)
+    recipes = [each.wanted for each in wanted]  # a wrong change is found before the data are read
+    voice = Voice()
+    training, validation = splits(discover(Path(given.data)), recipes[0], voice)
+    images = Images(
+        source=Path(given.data).resolve(),
+        training=len(training),
+        validation=len(validation),
+        objects=sum(int((~record.crowd).sum()) for record in validation.records),
+        classes=len(validation.classes),
+    )
+    voice.say(f"[bold]{_plain(given.data)}[/bold]: {images.training} images to train on, "
+              f"{images.validation} to validate on (look at them: rankdet data check)")  # fmt: skip
+    out = Path(given.out) if given.out else Path("runs") / f"tables-{images.source.name}"
+    places = tuple(locate(out, table, given.scale, each, images) for each in wanted)
+    folder = table_folder(out, table, given.scale)
+    return training, validation, _Work(given, table, out, folder, images, places, voice)
+
+
+def _execute_and_print(work: _Work, lock: int) -> int:
+    """Execute what is not finished, then print and write the table.
+
+    Args:
+        work: what was asked for.
+        lock: descriptor that the runs inherit.
+    """
+    from rankdet.cli.common import command_line
+    from rankdet.engine.files import RunError
+    from rankdet.experiments.folders import State
+
+    begun = [place.run.name for place in work.places if place.state is State.BEGUN]
+    if begun and not work.given.resume:
+        raise RunError(
+            f"{work.folder} holds runs that were begun and are not finished: "
+            f"{', '.join(begun)}. Go on with them by --resume, or choose another folder with --out"
+        )
+    outcome = _execute(work, lock)
+    results, missing = _collect(work, outcome)
+    typed = command_line()
+    _print(work, results, missing, typed)
+    if outcome.signal is not None:
+        again = typed if work.given.resume else f"{typed} --resume"
+        work.voice.say(f"interrupted; the states of the runs are saved. Go on: {_plain(again)}")
+        return 128 + outcome.signal
+    return 1 if missing else 0
+
+
+def _execute(work: _Work, lock: int) -> Outcome:
+    """Execute what is not finished."""
+    import os
+
+    import torch
+
+    from rankdet.experiments.folders import State, steps_of
+    from rankdet.experiments.run import Outcome, execute, slots, train_command
+    from rankdet.experiments.watching import Progressing
+
+    left = [place for place in work.places if place.state is not State.FINISHED]
+    done = len(work.places) - len(left)
+    if done:
+        work.voice.say(f"{done} of {len(work.places)} runs are finished already")
+    if not left:
+        return Outcome((), None)
+    gpus = torch.cuda.device_count()
+    jobs = min(work.given.jobs or max(gpus, 1), len(left))
+    steps = {place.run.name: steps_of(place.run, work.images) for place in left}
+    environments = slots(jobs, gpus=gpus, environment=os.environ)
+    work.voice.say(f"{len(left)} runs to execute, {jobs} at a time, in {_plain(work.folder)}")
+    voice = work.voice
+    with Progressing(voice.console, voice.say, steps=steps, total=len(left)) as watcher:
+        return execute(
+            left,
+            train_command(work.images),
+            environments,
+            watcher,
+            keep_open=(lock,),
+        )
+
+
+def _collect(work: _Work, outcome: Outcome) -> tuple[list[Result], list[str]]:
+    """Return what is measured, and what to say of the runs that are not finished."""
+    from rankdet.engine.files import RunError
+    from rankdet.eval.files import EvaluationFileError
+    from rankdet.experiments.collect import read_result
+    from rankdet.experiments.folders import State, locate
+
+    results, missing = [], []
+    failed = {how.place.run.name: how for how in outcome.failed}
+    for place in work.places:
+        name = place.run.name
+        try:
+            now = locate(work.out, work.table, work.given.scale, place.run, work.images)
+            if now.state is State.FINISHED:
+                results.append(read_result(now))
+            elif name in failed:
+                how = failed[name]
+                missing.append(f"{name}: exit code {how.code}: {how.said}; log: {place.log}")
+            else:
+                missing.append(f"{name}: {now.state.value}")
+        except (RunError, EvaluationFileError) as fault:
+            missing.append(f"{name}: {fault}")
+    return results, missing
+
+
+def _print(work: _Work, results: Sequence[Result], missing: Sequence[str], typed: str) -> None:
+    """Write the table, and print it."""
+    from rankdet.experiments.output import fill, write_table
+    from rankdet.experiments.render import OnTerminal
+
+    filled = fill(
+        work.table,
+        work.given.scale,
+        results,
+        missing=missing,
+        places=work.places,
+        images=work.images,
+        command=typed,
+    )
+    filled = write_table(work.folder, filled, results, work.images)
+    work.voice.show(OnTerminal(filled))
+    for name in ("table.md", "table.csv", *filled.plots):
+        work.voice.say(f"written   {_plain(work.folder / name)}")
+
+
+def _dry_run(work: _Work, training: ImageSet, validation: ImageSet) -> int:
+    """Say what would run, how long it would take, and what it costs at the scale of the paper."""
+    import torch
+
+    from rankdet.experiments.costs import at_paper_scale, measured_times, plan, time_left
+    from rankdet.experiments.tables import runs
+
+    given, voice = work.given, work.voice
+    wanted = [place.run for place in work.places]
+    times = measured_times(work.out, given.scale, wanted)
+    jobs = min(given.jobs or max(torch.cuda.device_count(), 1), len(wanted))
+    if given.measure:
+        times |= _measure(work, jobs, training, validation, times)
+    planned = plan(work.places, work.images, times)
+    voice.show(_plan_table(work, planned))
+    for each in {place.run.row: place.run for place in work.places}.values():
+        changes = [change for change in each.changes if not change.startswith(_UNTOLD)]
+        voice.say(_plain(f"{each.row}: {each.recipe} {' '.join(changes)}".rstrip()))
+    voice.say(f"{sum(each.left > 0 for each in planned)} of {len(planned)} runs are left: "
+              f"{time_left(planned, jobs)}")  # fmt: skip
+    if given.scale == "paper" and not given.set:
+        published = times
+    else:
+        published = measured_times(work.out, "paper", runs(work.table, "paper", seeds=1))
+    for line in at_paper_scale(work.table, seeds=given.seeds, times=published):
+        voice.say(_plain(line))
+    return 0
+
+
+def _measure(
+    work: _Work, jobs: int, training: ImageSet, validation: ImageSet, known: dict[str, StepTime]
+) -> dict[str, StepTime]:
+    """Time a few steps of each row of which no time is known."""
+    from rankdet.experiments.measuring import STEPS, measure_step
+    from rankdet.experiments.run import cores
+
+    found: dict[str, StepTime] = {}
+    for place in work.places:
+        row = place.run.row
+        if row in known or row in found:
+            continue
+        work.voice.say(f"timing {STEPS} steps of {row}")
+        threads = max(len(cores()) // jobs, 1)
+        found[row] = measure_step(place.run, training, validation, threads=threads)
+    return found
+
+
+def _plan_table(work: _Work, planned: Sequence[Any]) -> Any:
+    from rich.table import Table as RichTable
+
+    from rankdet.experiments.watching import clock
+
+    title = f"{work.table.title}, scale {work.given.scale}, in {_plain(work.folder)}"
+    shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    shown.add_column("run", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    for head in ("steps", "epochs", "left", "s/step", "time left"):
+        shown.add_column(head, justify="right")
+    for each in planned:
+        place = each.place
+        state = f"{place.state.value}{' (elsewhere)' if place.borrowed else ''}"
+        step = "" if each.step is None else f"{each.step.seconds:.3f}"
+        left = "unknown" if each.seconds is None else clock(each.seconds)
+        shown.add_row(place.run.name, state, f"{each.steps}", f"{each.epochs:.1f}",
+                      f"{each.left}", step, left)  # fmt: skip
+    return shown
+
+
+def _plain(text: object) -> str:
+    """Return a text such that rich takes nothing in it for markup."""
+    from rich.markup import escape
+
+    return escape(str(text))

@@ -1,0 +1,155 @@
+"""The two passes over the scores, and the one choice of how to make them.
+
+Plain torch runs everywhere and is what the kernels are checked against. The Triton kernels are
+taken where they are asked for; see `_TRITON_FROM`.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rankdet.ops.rank import vectorised
+from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
+from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype, weigh_bins
+
+Backend = Literal["auto", "vectorised", "triton"]
+
+# From this many scores on the kernels are taken: never by themselves, until they have been checked
+# and timed on a GPU. They are expected to win from 1 << 17 scores.
+_TRITON_FROM = 1 << 62
+
+
+def fill_bins(base: Tensor, scores: Tensor, skip: Tensor, *, backend: Backend = "auto") -> Bins:
+    """Make the first pass: sort the scores into the bins between the knots.
+
+    Args:
+        base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
+        scores: [N] any floating dtype.
+        skip: [S] int64, ascending, the scores to leave out.
+        backend: "vectorised" (plain torch), "triton", or "auto": by device and size.
+
+    Returns:
+        What a count needs. Of what none needs, the numbers in the first bin and the sums of
+        distances in the first and the last, each backend makes its own.
+
+    Raises:
+        ImportError: for "triton" where there is no Triton.
+        ValueError: for "triton" and scores that are not on a CUDA device.
+    """
+    if _by_triton(scores, backend):
+        bins: Bins = _kernels().fill_bins(base, scores, skip)
+        return bins
+    return vectorised.fill_bins(base, scores, skip)
+
+
+def evaluate(
+    base: Tensor,
+    function: Pieces,
+    scores: Tensor,
+    skip: Tensor,
+    notes: Notes,
+    dtype: torch.dtype,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Make the second pass: a piecewise linear function at each score.
+
+    Args:
+        base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
+        function: of 2P + 1 bins.
+        scores: [N] any floating dtype.
+        skip: [S] int64, ascending, the scores to leave out.
+        notes: from the first pass over the same scores by the same backend.
+        dtype: of the result.
+        backend: as in `fill_bins`.
+
+    Returns:
+        [N] in ``dtype``. 0 where left out; NaN where a score is NaN or infinite.
+    """
+    if _by_triton(scores, backend):
+        result: Tensor = _kernels().evaluate(base, function, scores, skip, notes, dtype)
+        return result
+    return vectorised.evaluate(base, function, scores, skip, notes, dtype)
+
+
+class BinnedOperator:
+    """K_ij = H(neg_j - pos_i), never formed. See `rankdet.ops.rank.rank_operator`."""
+
+    def __init__(
+        self, pos: Tensor, neg: Tensor, delta: float, skip: Tensor | None, backend: Backend
+    ) -> None:
+        """Make the first pass over the scores."""
+        self._neg = neg
+        self._skip = neg.new_zeros(0, dtype=torch.int64) if skip is None else skip
+        self._backend = backend
+        self._knots = make_knots(pos, delta)
+        self._bins = fill_bins(self._knots.base, neg, self._skip, backend=backend)
+        self._pos_finite = pos.isfinite().all()
+
+    def counts(self, per_neg: Tensor | None) -> Tensor:
+        """Return K v, [P] float64."""
+        number, beyond = self._bins.number, self._bins.beyond
+        if per_neg is not None:
+            weights = per_neg.double().index_fill(0, self._skip, 0.0)
+            scores = self._neg.double().index_fill(0, self._skip, 0.0)
+            number, beyond = weigh_bins(self._knots.base, scores, weights[None])
+        counts = counts_from_bins(self._knots, number, beyond).view(-1)
+        return counts.masked_fill_(~(self._pos_finite & self._bins.finite), torch.nan)
+
+    def spread(self, per_pos: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Return K^T w, [N] in ``dtype``."""
+        per_pos = per_pos.masked_fill(~self._pos_finite, torch.nan)
+        return evaluate(
+            self._knots.base,
+            pieces(self._knots, per_pos),
+            self._neg,
+            self._skip,
+            self._bins.notes,
+            dtype or compute_dtype(self._neg),
+            backend=self._backend,
+        )
+
+
+def _by_triton(scores: Tensor, backend: Backend) -> bool:
+    if backend != "auto":
+        return backend == "triton"
+    return scores.is_cuda and scores.numel() >= _TRITON_FROM and _triton_works(scores.device)
+
+
+@functools.cache
+def _triton_works(device: torch.device) -> bool:
+    """Tell whether a kernel can be built and launched here; only a trial knows.
+
+    Triton may be missing, or the C compiler and the headers it builds its launcher with, or the
+    GPU may be too old for it.
+    """
+    if torch.version.hip is not None:  # never tried there
+        return False
+    try:
+        _kernels().try_out(device)
+    except Exception as error:
+        warnings.warn(
+            f"ranking losses run without their Triton kernels on {device}, more slowly: "
+            f"{type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _kernels() -> ModuleType:
+    """Import the kernels; only here, so that nobody else waits for Triton."""
+    try:
+        from rankdet.ops.rank import triton
+    except ImportError as error:
+        raise ImportError(
+            f"backend 'triton' needs the package triton ({error}): install it, or choose 'auto' "
+            "or 'vectorised'"
+        ) from error
+    return triton

@@ -1,0 +1,189 @@
+"""The second pass as a Triton kernel: one read of the scores, one write of the result.
+
+In a tile within one bin, which is every tile at the start of a training, the function is one
+straight line. Elsewhere a table holds the line of each cell of the grid; a line is fetched by one
+look-up, and only scores that share a cell with a knot are searched for.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rankdet.ops.rank.knots import Pieces
+from rankdet.ops.rank.triton_grid import (
+    ENTRY_SHIFT,
+    ENTRY_STEPS,
+    DeviceGrid,
+    count_below,
+    find_bin,
+    find_cells,
+)
+
+_TABLE_BLOCK = 256
+
+
+def read_off(
+    base: Tensor, function: Pieces, scores: Tensor, grid: DeviceGrid, result: Tensor, *, tile: int
+) -> None:
+    """Evaluate a piecewise linear function at each score.
+
+    The arithmetic is float64 where scores or result are, else float32.
+
+    Args:
+        base: [K + 1] float64, the knot just below each bin, K >= 1.
+        function: of K + 1 bins.
+        scores: [N] any floating dtype, contiguous.
+        grid: over the knots, for the scores' dtype.
+        result: [N] any floating dtype, written; NaN where a score is NaN or infinite.
+        tile: how many scores each program looks at, a power of two.
+    """
+    total, cells = scores.numel(), grid.entries.numel()
+    if total == 0:
+        return
+    fine = torch.float64 in (scores.dtype, result.dtype)
+    table = torch.empty(2 if fine else 1, cells, dtype=torch.int64, device=scores.device)
+    tabulate_kernel[(triton.cdiv(cells, _TABLE_BLOCK),)](
+        base,
+        function.value,
+        function.slope,
+        grid.entries,
+        grid.geometry,
+        table,
+        CELLS=cells,
+        FINE=fine,
+        BLOCK=_TABLE_BLOCK,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    read_off_kernel[(triton.cdiv(total, tile),)](
+        scores,
+        base,
+        function.value,
+        function.slope,
+        grid.entries,
+        grid.geometry,
+        table,
+        result,
+        total,
+        base.numel() - 1,
+        EXACT=scores.dtype != torch.float64,
+        FINE=fine,
+        CELLS=cells,
+        TILE=tile,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
+
+
+@triton.jit
+def tabulate_kernel(
+    base: tl.tensor,
+    value: tl.tensor,
+    slope: tl.tensor,
+    entries: tl.tensor,
+    geometry: tl.tensor,
+    table: tl.tensor,
+    CELLS: tl.constexpr,
+    FINE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Note for each cell the value at its lower edge and the rise over its width.
+
+    The value is NaN where the cell holds knots, or has no end and the function is not constant.
+    In float32 both stand in one integer, so that one look-up fetches them.
+    """
+    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = cell < CELLS
+    entry = tl.load(entries + cell, mask=inside, other=0)
+    bin_ = entry >> ENTRY_SHIFT
+    height = tl.load(value + bin_, mask=inside, other=0.0)
+    steepness = tl.load(slope + bin_, mask=inside, other=0.0)
+    width, lowest = tl.load(geometry + 1), tl.load(geometry + 2)
+    endless = (cell == 0) | (cell == CELLS - 1)
+    edge = tl.where(
+        endless, 0.0, (cell + lowest) * width - tl.load(base + bin_, mask=inside, other=0.0)
+    )
+    of_no_use = ((entry & ENTRY_STEPS) != 0) | (endless & (steepness != 0))
+    height = tl.where(of_no_use, float("nan"), height + steepness * edge)
+    rise = tl.where(endless, 0.0, steepness * width)
+    if FINE:
+        tl.store(table + cell, height.to(tl.int64, bitcast=True), mask=inside)
+        tl.store(table + CELLS + cell, rise.to(tl.int64, bitcast=True), mask=inside)
+    else:
+        low = height.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        high = rise.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) << 32
+        tl.store(table + cell, high | low, mask=inside)
+
+
+@triton.jit(do_not_specialize=["knots"])
+def read_off_kernel(
+    scores: tl.tensor,
+    base: tl.tensor,
+    value: tl.tensor,
+    slope: tl.tensor,
+    entries: tl.tensor,
+    geometry: tl.tensor,
+    table: tl.tensor,
+    result: tl.tensor,
+    total: tl.tensor,
+    knots: tl.tensor,
+    EXACT: tl.constexpr,
+    FINE: tl.constexpr,
+    CELLS: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """Write the function's value at each score of a tile; see `read_off`."""
+    wide: tl.constexpr = tl.float32 if EXACT else tl.float64
+    kind: tl.constexpr = tl.float64 if FINE else tl.float32
+    start = tl.program_id(0).to(tl.int64) * TILE
+    lane = tl.arange(0, TILE)
+    inside = lane < total - start
+    score = tl.load(scores + start + lane, mask=inside, other=0).to(wide)
+    finite = tl.abs(score) < float("inf")
+    bounded = tl.where(finite, score, float("inf"))
+    high = tl.max(tl.where(inside, bounded, -float("inf")))
+    low = tl.min(tl.where(inside, bounded, float("inf")))
+    inverse = tl.load(geometry).to(wide)
+    lowest = tl.load(geometry + 2).to(wide)
+    only = -1
+    if high.to(tl.float64) <= tl.load(base + 1):
+        only = 0
+    elif high < float("inf"):
+        low_bin = find_bin(low, base, entries, inverse, lowest, knots, CELLS)
+        high_bin = find_bin(high, base, entries, inverse, lowest, knots, CELLS)
+        only = tl.where(low_bin == high_bin, low_bin, -1)
+    if only >= 0:
+        knot, slope_here = tl.load(base + only), tl.load(slope + only)
+        # Measured from the nearest number of this dtype, differences lose no digits.
+        near = knot.to(kind)
+        height_here = (tl.load(value + only) - slope_here * (knot - near.to(tl.float64))).to(kind)
+        straight = height_here + slope_here.to(kind) * (score.to(kind) - near)
+        tl.store(
+            result + start + lane, tl.where(slope_here == 0, height_here, straight), mask=inside
+        )
+    else:
+        cell, part = find_cells(score, inverse, lowest, CELLS)
+        known = inside & finite
+        if FINE:
+            height = tl.load(table + cell, mask=known, other=0).to(tl.float64, bitcast=True)
+            rise = tl.load(table + CELLS + cell, mask=known, other=0).to(tl.float64, bitcast=True)
+        else:
+            line = tl.load(table + cell, mask=known, other=0)
+            height = line.to(tl.int32).to(tl.float32, bitcast=True)
+            rise = (line >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        found = height + rise * part.to(kind)
+        search = known & (height != height)
+        if tl.max(search.to(tl.int32)) > 0:
+            entry = tl.load(entries + cell, mask=search, other=0)
+            steps = entry & ENTRY_STEPS
+            score64 = score.to(tl.float64)
+            bin_ = count_below(score64, base + 1, entry >> ENTRY_SHIFT, steps, tl.max(steps), knots)
+            distance = score64 - tl.load(base + bin_, mask=search, other=0.0)
+            steepness = tl.load(slope + bin_, mask=search, other=0.0)
+            exact = tl.load(value + bin_, mask=search, other=0.0)
+            exact = tl.where(steepness == 0, exact, exact + steepness * distance)
+            found = tl.where(search, exact.to(kind), found)
+        tl.store(result + start + lane, tl.where(finite, found, float("nan")), mask=inside)
