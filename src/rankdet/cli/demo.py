@@ -19,7 +19,7 @@ class Expected:
 
 
 FULL = Expected(
-    3400, (0.66, 0.73), 0.39, "5 minutes of training on two quiet cores of a 2.5 GHz Xeon, or more"
+    3400, (0.66, 0.73), 0.39, "7 to 12 minutes of training on two cores of a 2.5 GHz Xeon"
 )
 QUICK = Expected(500, (0.30, 0.50), 0.70, "about a minute of training there")
 
