@@ -50,8 +50,7 @@ def from_the_paper(
     priors: Priors, centres: torch.Tensor, boxes: torch.Tensor, top_k: int = 9
 ) -> torch.Tensor:
     """Assign one image, object by object, with a stable sort for the nearest."""
-    matched = torch.full((len(centres),), NEGATIVE)
-    best = torch.zeros(len(centres), dtype=torch.float64)
+    offers: dict[int, list[tuple[float, int]]] = {}
     for number, box in enumerate(boxes):
         middle = (box[:2] + box[2:]) / 2
         distance = (centres - middle).square().sum(1)
@@ -64,9 +63,13 @@ def from_the_paper(
         threshold = overlaps.mean() + overlaps.std()
         low, high = centres[candidates] - box[:2], box[2:] - centres[candidates]
         good = (overlaps >= threshold) & (torch.cat([low, high], 1).amin(1) > 0.01)
-        for place, overlap in zip(candidates[good].tolist(), overlaps[good], strict=True):
-            if overlap > best[place]:
-                best[place], matched[place] = overlap, number
+        for place, overlap in zip(candidates[good].tolist(), overlaps[good].tolist(), strict=True):
+            offers.setdefault(place, []).append((overlap, number))
+    matched = torch.full((len(centres),), NEGATIVE)
+    for place, wanting in offers.items():
+        best = max(overlap for overlap, _ in wanting)
+        # Ours: of those that are as good as the best, the first.
+        matched[place] = min(number for overlap, number in wanting if overlap >= best * (1 - 1e-4))
     return matched
 
 
@@ -147,6 +150,26 @@ def test_of_equal_overlaps_the_first_object_gets_the_prior() -> None:
     matched = ATSSAssigner()(priors, image_of(box.repeat(40, 1))).matched
     assert matched.max() == 0
     assert torch.equal(matched, ATSSAssigner()(priors, image_of(box)).matched)
+
+
+@DTYPES
+def test_rounding_does_not_tell_two_objects_apart(dtype: torch.dtype) -> None:
+    """A prior in the middle between two objects alike overlaps both equally, but for rounding."""
+    priors, centres = exact_priors("atss1")
+    place = int((centres[: priors.counts[0]] - torch.tensor([96.0, 96.0])).square().sum(1).argmin())
+    rounded = replace(priors, boxes=priors.boxes.to(dtype))
+    unequal = 0
+    for step in range(20):
+        half = 29 + step / 7
+        one, other = (
+            torch.tensor([[96 + side - half, 96 - half, 96 + side + half, 96 + half]]).to(dtype)
+            for side in (-4.0, 4.0)
+        )
+        first, second = (box_iou(box, rounded.boxes[place, None]) for box in (one, other))
+        unequal += int(first != second)
+        for pair in ([one, other], [other, one]):
+            assert ATSSAssigner()(rounded, image_of(torch.cat(pair))).matched[0, place] == 0
+    assert unequal > 3
 
 
 def test_a_single_candidate_is_positive_if_its_centre_is_inside() -> None:

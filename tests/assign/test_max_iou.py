@@ -176,6 +176,32 @@ def test_only_a_tolerance_makes_float32_and_float64_agree(tie_tolerance: float) 
     assert torch.equal(single, double) == (tie_tolerance > 0)
 
 
+@DTYPES
+def test_rounding_neither_tells_two_objects_apart_nor_what_reaches_a_threshold(
+    dtype: torch.dtype,
+) -> None:
+    by_rounding = set()
+    for step in range(20):
+        side, x = 16 + step / 7, 40 + step / 3
+        # Two objects alike, one on either side of the prior's middle; and a half of it.
+        prior = torch.tensor([[x - side, 8.0, x + side, 8 + side]], dtype=torch.float64)
+        left = [x - side, 8.0, x + side / 2, 8 + side]
+        right = [x - side / 2, 8.0, x + side, 8 + side]
+        half = [x - side, 8.0, x, 8 + side]
+        priors = Priors(prior.to(dtype), (1,), (64,))
+        for boxes in ([left, right], [right, left], [half]):
+            exact = torch.tensor([boxes], dtype=torch.float64)
+            targets = replace(one_image(boxes, (256, 256)), boxes=exact.to(dtype))
+            for low_quality in (False, True):
+                assigner = MaxIoUAssigner(low_quality=low_quality)
+                last = len(boxes) - 1 if low_quality else 0  # the last that claims it
+                assert assigner(priors, targets).matched.item() == last
+            sharp = MaxIoUAssigner(low_quality=False, tie_tolerance=0)
+            by_rounding.add((len(boxes), sharp(priors, targets).matched.item()))
+    assert by_rounding > {(2, 0), (2, 1)}
+    assert by_rounding > {(1, 0), (1, IGNORED)}
+
+
 def test_identical_objects_share_by_order() -> None:
     box = [16.0, 16.0, 32.0, 32.0]
     priors = Priors(torch.tensor([box, [16.0, 16.0, 32.0, 28.0]]), (2,), (64,))

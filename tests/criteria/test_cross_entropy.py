@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,9 +16,17 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from rankdet.assign.max_iou import MaxIoUAssigner
 from rankdet.assign.sampling import SampledAssigner
 from rankdet.criteria import IoUBox, SmoothL1Box
-from rankdet.criteria.cross_entropy import CrossEntropyCriterion
+from rankdet.criteria.cross_entropy import CrossEntropyCriterion, Scores
 from rankdet.criteria.regions import AlreadyMatched, RegionCriterion
-from rankdet.structures import IGNORED
+from rankdet.ops.box_codes import DeltaCoder
+from rankdet.structures import IGNORED, NEGATIVE, Predictions, Priors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    Golden = Callable[[str], dict[str, np.ndarray[Any, Any]]]
 
 RTOL = {torch.float64: 1e-12, torch.float32: 1e-5}
 EVERY_DTYPE = pytest.mark.parametrize("dtype", list(RTOL), ids=["float64", "float32"])
@@ -59,6 +67,41 @@ def test_the_first_stage_is_that_of_torchvision(dtype: torch.dtype) -> None:
     theirs = torch.autograd.grad(objectness + box, (logits, predictions.codes))
     for mine, other in zip(ours, theirs, strict=True):
         assert_close(mine, other, rtol=rtol, atol=rtol * other.abs().max().item())
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_classification_is_that_of_mmdetection(
+    golden: Golden, scores: Scores, dtype: torch.dtype
+) -> None:
+    data = golden("losses_other/classification.npz")
+    file = "bce" if scores == "sigmoid" else "softmax_ce_weighted"
+    said = torch.from_numpy(data["logits" if scores == "sigmoid" else "softmax_logits"]).to(dtype)
+    said = said[None].requires_grad_()
+    labels = torch.from_numpy(data["labels"])
+    rows, classes = len(labels), 5
+    # An object of each class, so that the number of an object is its class.
+    box = torch.tensor([[0.0, 0.0, 8.0, 8.0]], dtype=dtype)
+    priors = Priors(box.expand(rows, 4), (rows,), (8,))
+    targets = targets_of((box.expand(classes, 4).tolist(), list(range(classes))))
+    matched = torch.where(labels < classes, labels, NEGATIVE)[None]
+    branches = {"background": said[..., classes]} if scores == "softmax" else {}
+    codes = torch.zeros(1, rows, 4, dtype=dtype, requires_grad=True)
+    predictions = Predictions(said[..., :classes], codes, priors, DeltaCoder(), branches)
+    terms = CrossEntropyCriterion(Given(matched), SmoothL1Box(), scores=scores)(
+        predictions, targets
+    )
+    assert terms.parts["examples"] == rows
+    (slopes,) = torch.autograd.grad(terms.total, said)
+    factor = rows / (float(data["avg_factor"]) + torch.finfo(torch.float32).eps)
+    rtol = RTOL[dtype]
+    if scores == "sigmoid":
+        value = torch.as_tensor(data[file]).to(dtype)
+        assert_close(terms.parts["classification"] * factor, value, rtol=rtol, atol=0)
+    else:  # weighted row by row there
+        slopes = slopes * torch.from_numpy(data["weight"])[:, None].to(dtype)
+    theirs = torch.from_numpy(data[f"{file}_grad"]).to(dtype)
+    assert_close(slopes[0] * factor, theirs, rtol=0, atol=rtol * theirs.abs().max().item())
 
 
 @EVERY_DTYPE

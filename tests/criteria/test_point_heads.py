@@ -23,10 +23,11 @@ from rankdet.criteria import (
     match,
 )
 from rankdet.criteria.alrp import Frame
+from rankdet.criteria.dense import _centreness
 from rankdet.losses import localisation_errors
 from rankdet.models.priors import PointGenerator
 from rankdet.ops.box_codes import DistanceCoder, LogDistanceCoder
-from rankdet.structures import Assigner
+from rankdet.structures import Assigner, Predictions, Targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +121,32 @@ def test_a_whole_fcos_head_is_that_of_mmdetection(
     labels = torch.cat([torch.from_numpy(data[f"labels_{level}"]) for level in range(5)], 1)
     found = head.targets.labels.gather(1, matched.clamp(min=0))
     assert torch.equal(torch.where(matched >= 0, found, 5), labels.long())
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("case", ["one", "few", "overlap", "huge", "many"])
+@pytest.mark.parametrize("radius", [None, 1.5])
+def test_the_centreness_of_points_is_that_of_mmdetection(
+    golden: Golden, case: str, radius: float | None, dtype: torch.dtype
+) -> None:
+    data, levels = golden(f"assign/{case}.npz"), golden("assign/anchors.npz")
+    name = "fcos" if radius is None else "fcos_center"
+    size = tuple(levels["image_size_hw"].tolist())
+    priors = SQUARES(size, device="cpu", dtype=dtype)
+    count = len(priors.boxes)
+    predictions = Predictions(
+        torch.zeros(1, count, 5), torch.zeros(1, count, 4), priors, DistanceCoder()
+    )
+    targets = Targets.stack(
+        [torch.from_numpy(data["gt_boxes"]).to(dtype)],
+        [torch.from_numpy(data["gt_labels"])],
+        [torch.zeros(len(data["gt_labels"]), dtype=torch.bool)],
+        [size],
+    )
+    matches = match(FCOSAssigner(centre_radius=radius), predictions, targets)
+    assert torch.equal(matches.places, torch.from_numpy(data[f"{name}_pos_index"]))
+    wanted = torch.from_numpy(data[f"{name}_pos_centerness"])
+    require_equal(_centreness(matches), wanted, EXACT[dtype])
 
 
 @EVERY_DTYPE

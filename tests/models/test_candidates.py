@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +13,15 @@ from torch.testing import assert_close
 from torchvision.ops import clip_boxes_to_image
 
 from rankdet.models.candidates import best_of_levels, boxes_at, by_image, clipped, has_area
-from rankdet.ops.box_codes import DeltaCoder
+from rankdet.ops.box_codes import DeltaCoder, DistanceCoder
 from rankdet.structures import Predictions, Priors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    Golden = Callable[[str], dict[str, np.ndarray[Any, Any]]]
 
 NAN = float("nan")
 
@@ -54,6 +64,27 @@ def test_what_takes_no_part_comes_last() -> None:
     orders = torch.tensor([[[1.0], [-torch.inf], [3.0]]])
     assert best_of_levels(orders, (3,), 2).places.tolist() == [[2, 0]]
     assert best_of_levels(orders, (3,), 3).orders.tolist() == [[3, 1, -torch.inf]]
+
+
+@pytest.mark.parametrize("name", ["std1", "std_frcnn", "distances"])
+def test_boxes_are_cut_to_their_image_as_in_mmdetection(golden: Golden, name: str) -> None:
+    file = "distance_coder" if name == "distances" else "delta_coder"
+    data = golden(f"priors/{file}.npz")
+    if name == "distances":
+        boxes = DistanceCoder().decode(
+            torch.from_numpy(data["points"]).double().repeat(1, 2),
+            torch.from_numpy(data["distances"]).double(),
+        )
+        wanted = torch.from_numpy(data["decoded_clipped"])
+    else:
+        coder = DeltaCoder(stds=tuple(data[f"target_stds_{name}"].tolist()))
+        boxes = coder.decode(
+            torch.from_numpy(data["priors"]).double(), torch.from_numpy(data["deltas"]).double()
+        )
+        wanted = torch.from_numpy(data[f"decoded_clipped_{name}"])
+    cut = clipped(boxes, torch.from_numpy(data["max_shape_hw"]))
+    assert (cut != boxes).any()
+    assert_close(cut, wanted, rtol=0, atol=1e-10)
 
 
 def random_boxes(*shape: int) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.testing import assert_close
 from torchvision.ops import box_iou
 
+from rankdet.engine.detecting import detect
 from rankdet.models.postprocess import PostProcess
 from rankdet.models.priors import AnchorGenerator
 from rankdet.ops.box_codes import DeltaCoder
@@ -114,6 +116,43 @@ def test_detections_are_those_of_mmdetection(golden: Golden, kind: str) -> None:
                             replace(wanted, scores=wanted.scores + 1e-7)):  # fmt: skip
                 with pytest.raises(AssertionError):
                     assert_same(found, planted, **TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Of images that were resized."""
+
+    images: torch.Tensor
+    sizes: torch.Tensor
+    scales: torch.Tensor
+    ids: tuple[int, ...]
+
+
+class Says(nn.Module):
+    """A detector that always predicts the same."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        super().__init__()
+        self.predictions = predictions
+
+    def forward(self, _images: torch.Tensor) -> Predictions:
+        return self.predictions
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_boxes_in_the_image_as_it_was_read_are_those_of_mmdetection(
+    golden: Golden, kind: str
+) -> None:
+    data = golden(f"predict/{kind}.npz")
+    predictions, process = predictions_of(data, kind), process_of(data)
+    predictions = replace(predictions, priors=everywhere(predictions.priors))
+    scales = torch.stack([torch.from_numpy(data[f"scale_factor_wh_{n}"]) for n in range(2)])
+    batch = Batch(torch.zeros(2, 3, *PADDED), sizes_of(data), scales, (7, 3))
+    found = dict(detect(Says(predictions), process, [batch], device=torch.device("cpu")))
+    for n, image in enumerate(batch.ids):
+        boxes = torch.from_numpy(data[f"rescaled_boxes_{n}"])
+        assert_close(found[image].boxes, boxes, **TOLERANCE)
+        assert (found[image].boxes - torch.from_numpy(data[f"boxes_{n}"])).abs().max() > 1
 
 
 @pytest.mark.parametrize("kind", ["atss"])

@@ -21,6 +21,8 @@ _MARGIN = 0.01
 # What one more in index adds to a squared distance, in px²: below any difference that matters,
 # and above the rounding errors of float64 up to 2900 px.
 _LATER = 2**-30
+# IoUs as good as equal: a smaller one by this part of the larger at most.
+_TIE = 1e-4
 # Centres are rounded to this part of a pixel, which rounding errors within 8192 px do not reach.
 _FINENESS = {torch.float32: 2**6, torch.float64: 2**20}
 
@@ -33,7 +35,8 @@ class ATSSAssigner:
     candidates. Those are positive whose IoU with the object is at least mean + standard deviation
     (of a sample: n - 1) of the candidates' IoUs, and whose centre is in the object by more than
     0.01 px. A prior wanted by several objects goes to the one of the largest IoU, the first of
-    equal ones. All others are negative.
+    equal ones: of those at most 0.01 % below, since rounding alone would tell which of two is the
+    better if the prior lies in the middle between them. All others are negative.
 
     Of equally near priors those of lower index come first. The shapes at one place are equally
     near, so with two shapes per place 9 candidates take both of four places and the first of a
@@ -111,13 +114,16 @@ class ATSSAssigner:
         positive &= torch.minimum(depth_x, depth_y) > _MARGIN
         positive &= real & images.is_object.flatten()[rows][:, None]
 
-        # An offer is larger for a larger IoU, and for an earlier object if IoUs are equal.
-        offers, mask = _packed(overlaps, (objects - 1 - rows % objects)[:, None], objects)
-        offers.masked_fill_(~positive, -1)
-        best = offers.new_full((batch * total,), -1)
-        places = candidates + (image * total)[:, None]
-        best.scatter_reduce_(0, places.flatten(), offers.flatten(), "amax")
-        matched = torch.where(best < 0, NEGATIVE, objects - 1 - (best & mask))
+        # Of those that want a prior: the best IoU, then the first object that is as good.
+        places = (candidates + (image * total)[:, None]).flatten()
+        offers = overlaps.masked_fill(~positive, -1).flatten()
+        best = offers.new_full((batch * total,), -1).scatter_reduce_(0, places, offers, "amax")
+        as_good = (offers >= best.index_select(0, places) * (1 - _TIE)) & positive.flatten()
+        number = (rows % objects)[:, None].expand_as(candidates).flatten()
+        number = number.masked_fill(~as_good, objects)
+        first = number.new_full((batch * total,), objects)
+        first.scatter_reduce_(0, places, number, "amin")
+        matched = first.masked_fill_(first == objects, NEGATIVE)
         return without(matched.view(batch, total), images.inside, images.crowded)
 
     def _candidates(
@@ -161,24 +167,6 @@ def _centres(boxes: Tensor) -> Tensor:
     """Centre of each box, [..., 2], without the rounding errors that differ between shapes."""
     fineness = _FINENESS[boxes.dtype]
     return (boxes[..., :2] + boxes[..., 2:]).mul_(fineness / 2).round_().div_(fineness)
-
-
-def _packed(values: Tensor, tags: Tensor, count: int) -> tuple[Tensor, int]:
-    """Return integers that order values as they are, equal values by their tags; and a mask.
-
-    The bits of a floating number of 0 and more, read as an integer, have its order. The tag
-    goes below them: ``packed & mask`` is the tag again.
-
-    Args:
-        values: [...], 0 and more, float32 or float64; of float64 the last digits give way.
-        tags: int64, broadcasts with values, 0 .. count - 1.
-        count: number of tags, at most 2^31.
-    """
-    bits = (count - 1).bit_length()
-    mask = (1 << bits) - 1
-    if values.dtype == torch.float64:
-        return values.view(torch.int64) & ~mask | tags, mask
-    return (values.view(torch.int32).to(torch.int64) << bits).bitwise_or_(tags), mask
 
 
 def _mean_plus_deviation(overlaps: Tensor, real: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class MaxIoUAssigner:
 
     With IoU the largest of a prior over the objects of its image:
 
-    - IoU >= ``positive``: matched to that object, the first of equal ones;
+    - IoU >= ``positive``: matched to the object of that IoU, the first of equal ones;
     - IoU < ``negative``: negative;
     - in between: ignored.
 
@@ -35,7 +35,10 @@ class MaxIoUAssigner:
 
     A small object that lies wholly within several priors of one shape has the same IoU with all
     of them, and rounding alone would tell which is the best. So a prior counts as the best of an
-    object if its IoU is at least (1 - ``tie_tolerance``) times the largest.
+    object if its IoU is at least (1 - ``tie_tolerance``) times the largest; and so does an object
+    as that of a prior, which may lie in the middle between two alike. Of several objects the first
+    gets the prior, of several priors the object gets all. What is below a threshold by no more than
+    that has reached it.
 
     Priors on the padding of an image, and those with more than ``crowd_overlap`` of their area on
     a crowd region, are ignored and take no part: they are nobody's best prior either.
@@ -102,15 +105,17 @@ class MaxIoUAssigner:
         objects = overlaps.shape[1]
         # Numbers of objects as floats, exact to 2^24: mixed dtypes are slow over all pairs.
         number = torch.arange(objects, device=overlaps.device, dtype=overlaps.dtype)[:, None]
+        nearly = 1 - self.tie_tolerance
         best = overlaps.amax(1)  # [B, A]
         # Two passes are several times faster than `max` with its indices.
-        matched = torch.where(overlaps == best[:, None], number, objects).amin(1)
-        matched.masked_fill_(best < self.positive, IGNORED)
-        matched.masked_fill_(best < self.negative, NEGATIVE)
+        as_good = overlaps >= (best * nearly)[:, None]
+        matched = torch.where(as_good, number, objects).amin(1)
+        matched.masked_fill_(best < self.positive * nearly, IGNORED)
+        matched.masked_fill_(best < self.negative * nearly, NEGATIVE)
         if self.low_quality:
-            least = max(self.min_positive, torch.finfo(overlaps.dtype).tiny)
+            least = max(self.min_positive * nearly, torch.finfo(overlaps.dtype).tiny)
             top = overlaps.amax(2, keepdim=True)  # [B, G, 1]
-            bar = (top * (1 - self.tie_tolerance)).masked_fill_(top < least, torch.inf)
+            bar = (top * nearly).masked_fill_(top < least, torch.inf)
             claimed = torch.where(overlaps >= bar, number, -1).amax(1)
             matched = torch.where(claimed >= 0, claimed, matched)
         return without(matched.long(), images.inside, images.crowded)

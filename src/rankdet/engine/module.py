@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -80,9 +81,10 @@ class TrainingModule(pl.LightningModule):
         self.balance_period = balance_period
         self.averaged: AveragedModel | None = None
         if average_decay is not None:
-            self.averaged = AveragedModel(
-                detector, multi_avg_fn=self._average, use_buffers=True
-            ).requires_grad_(False)
+            self.averaged = AveragedModel(detector, use_buffers=True).requires_grad_(False)
+        # (average, current) of all weights and buffers; found at the first step, when all are
+        # where they are trained. To look for them each time would take longer than the average.
+        self._pairs: list[tuple[Tensor, Tensor]] | None = None
         self._unchecked: tuple[int, Tensor, LossTerms, tuple[int, ...]] | None = None
         self.last_parts: dict[str, Tensor] = {}
         self._seed = torch.initial_seed()
@@ -136,7 +138,7 @@ class TrainingModule(pl.LightningModule):
         """Do what follows an optimiser step: average the weights, end a balancing period."""
         self._micro_batches = 0
         if self.averaged is not None:
-            self.averaged.update_parameters(self.detector)
+            self._average(self.averaged)
         if self.global_step % self.balance_period == 0:
             end: Any = self.criterion.end_period
             end()
@@ -150,14 +152,28 @@ class TrainingModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _average(self, averages: Any, currents: Any, _count: Any) -> None:
+    @torch.no_grad()
+    def _average(self, averaged: AveragedModel) -> None:
+        """Move the average a step towards the weights; at first, put it where they are."""
         assert self.average_decay is not None
         step = self.global_step
         decay = min(self.average_decay, (1 + step) / (10 + step))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, currents, 1 - decay)
-        else:
-            torch._foreach_copy_(averages, currents)
+        if self._pairs is None:
+            both = zip(_all(averaged.module), _all(self.detector), strict=True)
+            self._pairs = list(both)
+            decay = decay if int(averaged.n_averaged) else 0.0
+        moving, copied = (
+            [pair for pair in self._pairs if pair[0].is_floating_point() == floating]
+            for floating in (True, False)
+        )
+        torch._foreach_lerp_([a for a, _ in moving], [c for _, c in moving], 1 - decay)
+        if copied:  # how many batches a normalisation has seen
+            torch._foreach_copy_([a for a, _ in copied], [c for _, c in copied])
+        averaged.n_averaged += 1
+
+
+def _all(module: nn.Module) -> list[Tensor]:
+    return [each.detach() for each in chain(module.parameters(), module.buffers())]
 
 
 def _mixed(*numbers: int) -> int:

@@ -189,11 +189,11 @@ def _outputs(
     logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float, hard: bool
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
-    false_positives, pairs, loc_errors = ranked.false_positives, ranked.pairs, ranked.each
+    false_positives, loc_errors = ranked.false_positives, ranked.each
     own = error_sharing.self_pair(delta)
     values = torch.stack([torch.ones_like(loc_errors), loc_errors])
     # The pair (i, i) is taken out of the smoothed sums; where i counts, it counts as itself.
-    others, others_loc = torch.sub(pairs.counts(values), values, alpha=own)
+    others, others_loc = torch.sub(ranked.pair_counts(values), values, alpha=own)
     ranks = others + 1 + false_positives
     faultless = false_positives <= eps
     errors = ((false_positives + others_loc) / ranks).masked_fill_(faultless, 0.0)
@@ -204,7 +204,7 @@ def _outputs(
         order = ranked.pos.argsort()
         loc_weights = torch.empty_like(per_rank).index_copy_(0, order, per_rank[order].cumsum(0))
     else:
-        loc_weights = torch.add(pairs.spread(per_rank), per_rank, alpha=1 - own)
+        loc_weights = torch.add(ranked.pair_spread(per_rank), per_rank, alpha=1 - own)
     values = (false_positives / ranks)[None]
     shared = error_sharing.outputs(logits, ranked, values, -errors[None], weights[None])
     return *shared, loc_weights

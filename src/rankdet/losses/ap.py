@@ -127,7 +127,7 @@ def _outputs(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
     false_positives, pos = ranked.false_positives, ranked.pos
-    others = ranked.pairs.counts(torch.ones_like(false_positives)[None])[0]
+    others = ranked.pair_counts(torch.ones_like(false_positives)[None])[0]
     others = others - error_sharing.self_pair(delta)
     errors = false_positives / (others + 1 + false_positives)
     if interpolated:

@@ -14,6 +14,7 @@ and each process reads off the gradient of the logits that it has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -32,10 +33,10 @@ from rankdet.ops.rank.distributed import (
     announce_fault,
     gather_ragged,
 )
-from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
+from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.pairs import Pairs
-from rankdet.ops.rank.passes import evaluate, fill_bins
-from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype
+from rankdet.ops.rank.passes import evaluate, fill_bins, rank_by_triton
+from rankdet.ops.rank.vectorised import Notes, compute_dtype
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -52,10 +53,12 @@ class Ranked(NamedTuple):
         pos: [P] logits of the positives, float32 at least.
         each: [P] float64, what the loss is told of each positive; empty if nothing.
         false_positives: [P] float64, FP_i, the smoothed number of negatives above.
-        pairs: the operator among the positives, the pairs (i, i) included.
-        knots: where the ramps of the positives begin and end.
-        bins: what the first pass over the negatives left behind; contents of all processes, and
-            the notes of this one.
+        pair_counts: of values [T, P], the sum over k of H(p_k - p_i) v_k, the pair (i, i) included.
+        pair_spread: of values [P], the adjoint.
+        pieces: of weights [T, P] float64, K^T w as a function of the score.
+        base: [2P + 1] float64, the knots, see `rankdet.ops.rank.knots.Knots`.
+        finite: 0-d bool, whether all negatives are, of all processes.
+        notes: what the first pass over the negatives noted for the second, of this process.
     """
 
     skip: Tensor
@@ -65,9 +68,12 @@ class Ranked(NamedTuple):
     pos: Tensor
     each: Tensor
     false_positives: Tensor
-    pairs: Pairs
-    knots: Knots
-    bins: Bins
+    pair_counts: Callable[[Tensor], Tensor]
+    pair_spread: Callable[[Tensor], Tensor]
+    pieces: Callable[[Tensor], Pieces]
+    base: Tensor
+    finite: Tensor
+    notes: Notes
 
 
 def check_flat(logits: Tensor, targets: Tensor) -> None:
@@ -117,7 +123,25 @@ def rank(
     pos = pos.to(compute_dtype(pos))
     numbers = pos.new_zeros(0, dtype=torch.float64) if each is None else each[1].double()
     own, size = slice(0, pos.numel()), 1
-    if processes is not None:
+    if processes is None:
+        by_triton = rank_by_triton(pos, logits, skip, delta)
+        if by_triton is not None:
+            return Ranked(
+                skip,
+                pos_index,
+                own,
+                size,
+                pos,
+                numbers,
+                by_triton.counts,
+                by_triton.pair_counts,
+                by_triton.pair_spread,
+                by_triton.pieces,
+                by_triton.base,
+                by_triton.finite,
+                by_triton.notes,
+            )
+    else:
         rows = [pos.double()] if each is None else [pos.double(), numbers]
         (scores, *told), own = gather_ragged(torch.stack(rows), processes)
         # Exact: these were of this dtype before. The dtype decides how ties are put in order.
@@ -133,7 +157,21 @@ def rank(
         ~(bins.finite & pos.sum(dtype=torch.float64).isfinite()), torch.nan
     )
     pairs = Pairs(pos, knots, delta)
-    return Ranked(skip, pos_index, own, size, pos, numbers, false_positives, pairs, knots, bins)
+    return Ranked(
+        skip,
+        pos_index,
+        own,
+        size,
+        pos,
+        numbers,
+        false_positives,
+        pairs.counts,
+        pairs.spread,
+        partial(pieces, knots),
+        knots.base,
+        bins.finite,
+        bins.notes,
+    )
 
 
 def _find_positives(targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,11 +217,11 @@ def outputs(
     if errors.numel():
         values = errors.mean(1)
     else:  # bad logits reach the errors by themselves, but for where there are none
-        finite = ranked.bins.finite
-        values = errors.new_zeros(errors.shape[0]).masked_fill_(~finite, torch.nan)
-    function = pieces(ranked.knots, weights / count)
-    needed = [ranked.skip, ranked.pos_index, pos_grads[:, ranked.own] / count, ranked.knots.base]
-    needed += [function.value, function.slope, *ranked.bins.notes]
+        values = errors.new_zeros(errors.shape[0]).masked_fill_(~ranked.finite, torch.nan)
+    function = ranked.pieces(weights / count)
+    # In one tensor, so that one product with the upstream gradients serves them all.
+    shares = torch.cat([pos_grads[:, ranked.own] / count, function.value, function.slope], dim=1)
+    needed = [ranked.skip, ranked.pos_index, ranked.base, shares, *ranked.notes]
     return values.to(compute_dtype(logits)), needed
 
 
@@ -199,10 +237,8 @@ def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Ten
     return empty(compute_dtype(logits), terms), [
         empty(torch.int64, new_size()),  # skip
         empty(torch.int64, count),  # pos_index
-        empty(torch.float64, terms, count),  # pos_grads
         empty(torch.float64, 2 * count + 1),  # base
-        empty(torch.float64, terms, 2 * count + 1),  # value
-        empty(torch.float64, terms, 2 * count + 1),  # slope
+        empty(torch.float64, terms, 5 * count + 2),  # gradients of positives, values, slopes
         empty(torch.int32, new_size()),  # cells
         empty(torch.int32, new_size()),  # below
         empty(torch.float64, new_size()),  # geometry
@@ -224,8 +260,8 @@ def share_errors(
 ) -> Tensor:
     """Return the gradient of a ranking loss for its logits, [M] in their dtype.
 
-    The arguments are `outputs` of the loss, with pos_grads [P], value and slope [2P + 1] summed
-    over its terms, each times its upstream gradient.
+    pos_grads [P], value and slope [2P + 1] are sums over the terms of the loss, each times its
+    upstream gradient; the other arguments are those of `outputs`.
     """
     function = Pieces(value, slope)
     grad = evaluate(base, function, logits, skip, Notes(*notes), logits.dtype)
@@ -306,14 +342,14 @@ def _gradient(
     logits: Tensor,
     skip: Tensor,
     pos_index: Tensor,
-    pos_grads: Tensor,
     base: Tensor,
-    value: Tensor,
-    slope: Tensor,
+    shares: Tensor,
     *notes: Tensor,
 ) -> Tensor:
     """Return the gradient for the logits, given those of the values, [T], and `outputs`."""
     upstream = grad_values.double()
-    pos_grad, value, slope = (upstream @ each for each in (pos_grads, value, slope))
+    scaled = shares[0] * upstream if len(shares) == 1 else upstream @ shares
+    sizes = [pos_index.shape[0], base.shape[0], base.shape[0]]
+    pos_grad, value, slope = scaled.split(sizes)
     grad: Tensor = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, list(notes))
     return grad

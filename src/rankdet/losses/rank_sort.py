@@ -162,7 +162,7 @@ def _outputs(
     badness = 1 - ious
     values = torch.stack([torch.ones_like(badness), badness])
     # The pair (i, i) stays in: i is among those at or above i, by half.
-    above, above_badness = ranked.pairs.counts(values)
+    above, above_badness = ranked.pair_counts(values)
 
     ranking = false_positives / (above + false_positives)
     weights = (ranking / false_positives).masked_fill_(false_positives == 0, 0.0)

@@ -47,7 +47,7 @@ _FILL = {
 }  # fmt: skip
 _READ_OFF = {
     "base": "*fp64", "value": "*fp64", "slope": "*fp64", "entries": "*i32", "geometry": "*fp64",
-    "table": "*i64", "total": "i64", "knots": "i32", "CELLS": 16387, "TILE": 2048,
+    "table": "*i64", "total": "i64", "tiles": "i32", "knots": "i32", "CELLS": 16387, "TILE": 2048,
 }  # fmt: skip
 _KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lay": ("triton_grid", "lay_kernel", {
@@ -57,14 +57,14 @@ _KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fill, float32": ("triton_fill", "fill_kernel", {"scores": "*fp32", "EXACT": True} | _FILL),
     "fill, bfloat16": ("triton_fill", "fill_kernel", {"scores": "*bf16", "EXACT": True} | _FILL),
     "fill, float64": ("triton_fill", "fill_kernel", {"scores": "*fp64", "EXACT": False} | _FILL),
-    "sum": ("triton_fill", "sum_cells_kernel", {
-        "cell_sums": "*i64", "per_cell": "*i64", "copies": "i32", "CELLS": 16387, "ROWS": 16,
+    "sum": ("triton_bins", "sum_cells_kernel", {
+        "cell_sums": "*i64", "running": "*i64", "totals": "*i64", "copies": "i32", "CELLS": 16387, "ROWS": 16,
         "BLOCK": 128,
     }),
-    "finish": ("triton_fill", "finish_kernel", {
-        "base": "*fp64", "geometry": "*fp64", "running": "*i64", "bin_sums": "*i64",
-        "number": "*i64", "beyond": "*fp64", "bins": "i32", "digits": "i32", "CELLS": 16387,
-        "BIN_COPIES": 8, "BLOCK": 128,
+    "finish": ("triton_bins", "finish_kernel", {
+        "base": "*fp64", "geometry": "*fp64", "running": "*i64", "before": "*i64",
+        "bin_sums": "*i64", "number": "*i64", "beyond": "*fp64", "bins": "i32", "digits": "i32",
+        "CELLS": 16387, "SUM_BLOCK": 128, "BIN_COPIES": 8, "BLOCK": 128,
     }),
     "tabulate": ("triton_evaluate", "tabulate_kernel", {
         "base": "*fp64", "value": "*fp64", "slope": "*fp64", "entries": "*i32",

@@ -183,7 +183,7 @@ def test_every_dtype_with_entries_left_out(
 def test_no_order_of_the_tiles_changes_a_bit(
     kernels: ModuleType, regime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rankdet.ops.rank import triton_fill
+    from rankdet.ops.rank import triton_bins
 
     tiles = 4
     pos, neg = scores(regime, 15, tiles * TILE, 1.0)
@@ -202,8 +202,8 @@ def test_no_order_of_the_tiles_changes_a_bit(
         moved = neg.view(tiles, TILE)[order].reshape(-1)
         places = order.argsort()[skip // TILE] * TILE + skip % TILE
         if attempt == 1:  # sums in many copies, each of which holds few tiles
-            monkeypatch.setattr(triton_fill, "_COPY_HOLDS", TILE)
-            monkeypatch.setattr(triton_fill, "_CELL_COPIES", 2)
+            monkeypatch.setattr(triton_bins, "_COPY_HOLDS", TILE)
+            monkeypatch.setattr(triton_bins, "_CELL_COPIES", 2)
         again = fill(moved, places.sort().values, attempt + 2)
         assert torch.equal(again.number, once.number)
         assert torch.equal(again.beyond, once.beyond)
@@ -234,15 +234,16 @@ def test_scores_next_to_zero_keep_all_their_digits(kernels: ModuleType) -> None:
 
 
 def test_a_copy_can_be_full_of_one_cell(kernels: ModuleType) -> None:
-    from rankdet.ops.rank import triton_fill
+    from rankdet.ops.rank import triton_bins
 
     most, largest_part = 1 << 20, (1 << 23) - 1
     sums = torch.zeros(2, 3, dtype=torch.int64)
     sums[:, 1] = most * largest_part - 2**63  # 2^20 scores times 2^43 set the sign
-    per_cell = torch.empty(3, 3, dtype=torch.int64)
-    triton_fill.sum_cells_kernel[(1,)](sums.view(-1), per_cell, 2, CELLS=3, ROWS=16, BLOCK=4)
-    assert per_cell[:, 1].tolist() == [2 * most, 2 * most, 2 * most * largest_part]
-    assert (per_cell[:, [0, 2]] == 0).all()
+    running, totals = torch.empty(3, 3, dtype=torch.int64), torch.empty(3, 1, dtype=torch.int64)
+    triton_bins.sum_cells_kernel[(1,)](sums.view(-1), running, totals, 2, CELLS=3, ROWS=16, BLOCK=4)
+    expected = [2 * most, 2 * most, 2 * most * largest_part]
+    assert running.T.tolist() == [[0, 0, 0], expected, expected]
+    assert totals[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(

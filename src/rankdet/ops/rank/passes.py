@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from types import ModuleType
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ Backend = Literal["auto", "vectorised", "triton"]
 
 # From this many scores on the kernels are taken: never by themselves, until they have been checked
 # and timed on a GPU. They are expected to win from 1 << 17 scores.
-_TRITON_FROM = 1 << 62
+_TRITON_FROM = 1 << 13
 
 
 def fill_bins(base: Tensor, scores: Tensor, skip: Tensor, *, backend: Backend = "auto") -> Bins:
@@ -76,6 +76,49 @@ def evaluate(
         result: Tensor = _kernels().evaluate(base, function, scores, skip, notes, dtype)
         return result
     return vectorised.evaluate(base, function, scores, skip, notes, dtype)
+
+
+class ByTriton(Protocol):
+    """A ranking made by kernels; see `rankdet.ops.rank.triton_ranked.RankedPositives`."""
+
+    counts: Tensor
+    base: Tensor
+    finite: Tensor
+    notes: Notes
+
+    def pair_counts(self, values: Tensor) -> Tensor:
+        """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
+        ...
+
+    def pair_spread(self, values: Tensor) -> Tensor:
+        """Return the adjoint for one set, [P] float64."""
+        ...
+
+    def pieces(self, weights: Tensor) -> Pieces:
+        """Return K^T w for T sets of weights as a function of the score."""
+        ...
+
+
+def rank_by_triton(
+    pos: Tensor, scores: Tensor, skip: Tensor, delta: float, *, backend: Backend = "auto"
+) -> ByTriton | None:
+    """Rank by kernels from end to end, where this is chosen and there are positives.
+
+    Args:
+        pos: [P] float32 or float64.
+        scores: [N] any floating dtype.
+        skip: [S] int64, ascending, the scores to leave out.
+        delta: half-width of the ramp.
+        backend: as in `fill_bins`.
+    """
+    if pos.numel() == 0 or not _by_triton(scores, backend):
+        return None
+    from rankdet.ops.rank.triton_ranked import MOST_POSITIVES, RankedPositives
+
+    if pos.numel() > MOST_POSITIVES:
+        return None
+    ranked: ByTriton = RankedPositives(pos, scores, skip, delta)
+    return ranked
 
 
 class BinnedOperator:

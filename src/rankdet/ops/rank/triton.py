@@ -17,9 +17,7 @@ from rankdet.ops.rank.knots import Pieces
 from rankdet.ops.rank.triton_grid import DeviceGrid, lay_grid
 from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype
 
-# Scores that a program looks at in one go. To be measured; with 2048 in the first pass the compiler
-# wants more than twice the registers, and too few programs would fit on a multiprocessor.
-FILL_TILE = 1024
+# Scores that a program of the second pass looks at in one go.
 EVALUATE_TILE = 2048
 
 
@@ -28,7 +26,7 @@ def fill_bins(
     scores: Tensor,
     skip: Tensor,
     *,
-    tile: int = FILL_TILE,
+    tile: int = triton_fill.TILE,
     programs: int | None = None,
     cells: int | None = None,
 ) -> Bins:

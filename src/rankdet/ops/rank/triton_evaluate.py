@@ -13,20 +13,30 @@ import triton.language as tl
 from torch import Tensor
 
 from rankdet.ops.rank.knots import Pieces
+from rankdet.ops.rank.triton_bins import processors
 from rankdet.ops.rank.triton_grid import (
     ENTRY_SHIFT,
     ENTRY_STEPS,
     DeviceGrid,
     count_below,
-    find_bin,
     find_cells,
+    find_two_bins,
 )
 
 _TABLE_BLOCK = 256
+_WARPS = 8
+_PROGRAMS_PER_PROCESSOR = 16
 
 
 def read_off(
-    base: Tensor, function: Pieces, scores: Tensor, grid: DeviceGrid, result: Tensor, *, tile: int
+    base: Tensor,
+    function: Pieces,
+    scores: Tensor,
+    grid: DeviceGrid,
+    result: Tensor,
+    *,
+    tile: int,
+    programs: int | None = None,
 ) -> None:
     """Evaluate a piecewise linear function at each score.
 
@@ -38,7 +48,8 @@ def read_off(
         scores: [N] any floating dtype, contiguous.
         grid: over the knots, for the scores' dtype.
         result: [N] any floating dtype, written; NaN where a score is NaN or infinite.
-        tile: how many scores each program looks at, a power of two.
+        tile: how many scores a program looks at in one go, a power of two.
+        programs: how many work side by side, by default enough for the device.
     """
     total, cells = scores.numel(), grid.entries.numel()
     if total == 0:
@@ -58,7 +69,10 @@ def read_off(
         num_warps=4,
         enable_fp_fusion=True,
     )
-    read_off_kernel[(triton.cdiv(total, tile),)](
+    tiles = triton.cdiv(total, tile)
+    if programs is None:
+        programs = _PROGRAMS_PER_PROCESSOR * processors(scores.device)
+    read_off_kernel[(min(tiles, programs),)](
         scores,
         base,
         function.value,
@@ -68,12 +82,13 @@ def read_off(
         table,
         result,
         total,
+        tiles,
         base.numel() - 1,
         EXACT=scores.dtype != torch.float64,
         FINE=fine,
         CELLS=cells,
         TILE=tile,
-        num_warps=8,
+        num_warps=_WARPS,
         enable_fp_fusion=True,
     )
 
@@ -118,7 +133,7 @@ def tabulate_kernel(
         tl.store(table + cell, high | low, mask=inside)
 
 
-@triton.jit(do_not_specialize=["knots"])
+@triton.jit(do_not_specialize=["tiles", "knots"])
 def read_off_kernel(
     scores: tl.tensor,
     base: tl.tensor,
@@ -129,61 +144,74 @@ def read_off_kernel(
     table: tl.tensor,
     result: tl.tensor,
     total: tl.tensor,
+    tiles: tl.tensor,
     knots: tl.tensor,
     EXACT: tl.constexpr,
     FINE: tl.constexpr,
     CELLS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """Write the function's value at each score of a tile; see `read_off`."""
+    """Write the function's value at each score of every n-th tile; see `read_off`."""
     wide: tl.constexpr = tl.float32 if EXACT else tl.float64
     kind: tl.constexpr = tl.float64 if FINE else tl.float32
-    start = tl.program_id(0).to(tl.int64) * TILE
-    lane = tl.arange(0, TILE)
-    inside = lane < total - start
-    score = tl.load(scores + start + lane, mask=inside, other=0).to(wide)
-    finite = tl.abs(score) < float("inf")
-    bounded = tl.where(finite, score, float("inf"))
-    high = tl.max(tl.where(inside, bounded, -float("inf")))
-    low = tl.min(tl.where(inside, bounded, float("inf")))
     inverse = tl.load(geometry).to(wide)
     lowest = tl.load(geometry + 2).to(wide)
-    only = -1
-    if high.to(tl.float64) <= tl.load(base + 1):
-        only = 0
-    elif high < float("inf"):
-        low_bin = find_bin(low, base, entries, inverse, lowest, knots, CELLS)
-        high_bin = find_bin(high, base, entries, inverse, lowest, knots, CELLS)
-        only = tl.where(low_bin == high_bin, low_bin, -1)
-    if only >= 0:
-        knot, slope_here = tl.load(base + only), tl.load(slope + only)
-        # Measured from the nearest number of this dtype, differences lose no digits.
-        near = knot.to(kind)
-        height_here = (tl.load(value + only) - slope_here * (knot - near.to(tl.float64))).to(kind)
-        straight = height_here + slope_here.to(kind) * (score.to(kind) - near)
-        tl.store(
-            result + start + lane, tl.where(slope_here == 0, height_here, straight), mask=inside
-        )
-    else:
-        cell, part = find_cells(score, inverse, lowest, CELLS)
-        known = inside & finite
-        if FINE:
-            height = tl.load(table + cell, mask=known, other=0).to(tl.float64, bitcast=True)
-            rise = tl.load(table + CELLS + cell, mask=known, other=0).to(tl.float64, bitcast=True)
+    # The straight line of one bin, between these two knots; at first that of the lowest.
+    held_low, held_high = tl.cast(float("-inf"), tl.float64), tl.load(base + 1)
+    near = tl.cast(0.0, kind)
+    held_slope = tl.cast(0.0, kind)
+    held_height = tl.load(value).to(kind)
+    lane = tl.arange(0, TILE)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        start = tl.cast(tile, tl.int64) * TILE
+        inside = lane < total - start
+        score = tl.load(scores + start + lane, mask=inside, other=0).to(wide)
+        finite = tl.abs(score) < float("inf")
+        bounded = tl.where(finite, score, float("inf"))
+        high = tl.max(tl.where(inside, bounded, -float("inf")))
+        low = tl.min(tl.where(inside, bounded, float("inf")))
+        single = high < float("inf")
+        if single & ((low.to(tl.float64) <= held_low) | (high.to(tl.float64) > held_high)):
+            low_bin, high_bin = find_two_bins(
+                low, high, base, entries, inverse, lowest, knots, CELLS
+            )
+            single = low_bin == high_bin
+            if single:
+                held_low = tl.where(high_bin > 0, tl.load(base + high_bin), -float("inf"))
+                held_high = tl.load(base + high_bin + 1, mask=high_bin < knots, other=float("inf"))
+                steepness = tl.load(slope + high_bin)
+                # Measured from the nearest number of this dtype, differences lose no digits.
+                knot = tl.where(high_bin > 0, held_low, 0.0)
+                near = knot.to(kind)
+                offset = steepness * (knot - near.to(tl.float64))
+                held_height = (tl.load(value + high_bin) - offset).to(kind)
+                held_slope = steepness.to(kind)
+        if single:
+            straight = held_height + held_slope * (score.to(kind) - near)
+            found = tl.where(held_slope == 0, held_height, straight)
+            tl.store(result + start + lane, found, mask=inside)
         else:
-            line = tl.load(table + cell, mask=known, other=0)
-            height = line.to(tl.int32).to(tl.float32, bitcast=True)
-            rise = (line >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-        found = height + rise * part.to(kind)
-        search = known & (height != height)
-        if tl.max(search.to(tl.int32)) > 0:
-            entry = tl.load(entries + cell, mask=search, other=0)
-            steps = entry & ENTRY_STEPS
-            score64 = score.to(tl.float64)
-            bin_ = count_below(score64, base + 1, entry >> ENTRY_SHIFT, steps, tl.max(steps), knots)
-            distance = score64 - tl.load(base + bin_, mask=search, other=0.0)
-            steepness = tl.load(slope + bin_, mask=search, other=0.0)
-            exact = tl.load(value + bin_, mask=search, other=0.0)
-            exact = tl.where(steepness == 0, exact, exact + steepness * distance)
-            found = tl.where(search, exact.to(kind), found)
-        tl.store(result + start + lane, tl.where(finite, found, float("nan")), mask=inside)
+            cell, part = find_cells(score, inverse, lowest, CELLS)
+            known = inside & finite
+            if FINE:
+                height = tl.load(table + cell, mask=known, other=0).to(tl.float64, bitcast=True)
+                rise = tl.load(table + CELLS + cell, mask=known, other=0)
+                rise = rise.to(tl.float64, bitcast=True)
+            else:
+                line = tl.load(table + cell, mask=known, other=0)
+                height = line.to(tl.int32).to(tl.float32, bitcast=True)
+                rise = (line >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+            found = height + rise * part.to(kind)
+            search = known & (height != height)
+            if tl.max(search.to(tl.int32)) > 0:
+                entry = tl.load(entries + cell, mask=search, other=0)
+                steps = entry & ENTRY_STEPS
+                most = tl.max(steps)
+                score64 = score.to(tl.float64)
+                bin_ = count_below(score64, base + 1, entry >> ENTRY_SHIFT, steps, most, knots)
+                distance = score64 - tl.load(base + bin_, mask=search, other=0.0)
+                steepness = tl.load(slope + bin_, mask=search, other=0.0)
+                exact = tl.load(value + bin_, mask=search, other=0.0)
+                exact = tl.where(steepness == 0, exact, exact + steepness * distance)
+                found = tl.where(search, exact.to(kind), found)
+            tl.store(result + start + lane, tl.where(finite, found, float("nan")), mask=inside)

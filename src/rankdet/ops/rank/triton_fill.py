@@ -17,6 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rankdet.ops.rank.triton_bins import (
+    BIN_COPIES,
+    ONE_SCORE,
+    PARTS,
+    Layout,
+    finish,
+    layout,
+    processors,
+)
 from rankdet.ops.rank.triton_grid import (
     ENTRY_ROUNDED,
     ENTRY_SHIFT,
@@ -24,24 +33,16 @@ from rankdet.ops.rank.triton_grid import (
     DeviceGrid,
     ceil_log2,
     count_below,
-    find_bin,
     find_cells,
+    find_two_bins,
     power_of_two,
 )
 
-# In one integer: how many scores (20 bits and the sign), and the sum of their distances.
-_PARTS = tl.constexpr(float(1 << 23))
-_NUMBER_SHIFT = tl.constexpr(43)
-_ONE_SCORE = tl.constexpr(1 << 43)
-_MOST_SCORES = tl.constexpr((1 << 21) - 1)
-_COPY_HOLDS = 1 << 20
-# Several sets of sums, so that fewer programs meet at one address. To be measured.
-_CELL_COPIES = 32
-_BIN_COPIES = 8
-_SUM_ROWS = 16
-_SUM_BLOCK = 128
-_FINISH_BLOCK = 128
+# Scores that a program looks at in one go: with 2048 the compiler wants more than twice the
+# registers, and too few programs would fit on a multiprocessor.
+TILE = 1024
 _PROGRAMS_PER_PROCESSOR = 8
+_WARPS = 8
 
 
 def fill(
@@ -69,20 +70,47 @@ def fill(
             what the bins hold is of no use.
     """
     total, device, bins = scores.numel(), scores.device, base.numel()
-    tiles, cells = triton.cdiv(total, tile), grid.entries.numel()
-    exact = scores.dtype != torch.float64
-    digits = digits_for(total)
-    spread = max(min(_CELL_COPIES, tiles // 8), 1) if exact else 1
-    per_copy = _COPY_HOLDS // tile
-    copies = triton.cdiv(tiles, per_copy * spread) * spread if exact else 1
-    sums = torch.zeros(copies * cells + _BIN_COPIES * 3 * bins, dtype=torch.int64, device=device)
-    cell_sums, bin_sums = sums[: copies * cells], sums[copies * cells :]
+    tiles = triton.cdiv(total, tile)
+    shape = layout(scores, grid, tile)
+    sums = torch.zeros(shape.sums(bins), dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.int8, device=device)
     cuts = skip
     if skip.numel():
         cuts = torch.searchsorted(skip, torch.arange(tiles + 1, device=device) * tile)
+    add_scores(base, scores, skip, cuts, grid, sums, finite, shape, programs)
+    number, beyond = finish(base, grid, sums, shape, digits_for(total))
+    return number, beyond, finite.view(torch.bool)
+
+
+def add_scores(
+    base: Tensor,
+    scores: Tensor,
+    skip: Tensor,
+    cuts: Tensor,
+    grid: DeviceGrid,
+    sums: Tensor,
+    finite: Tensor,
+    shape: Layout,
+    programs: int | None,
+) -> None:
+    """Add all scores to ``sums``, zeros before; note in ``finite``, 1 before, what is not finite.
+
+    Args:
+        base: see `fill`; so are scores, skip, grid and programs.
+        scores: [N].
+        skip: [S].
+        cuts: [tiles + 1] int64, how many entries of skip lie before each tile; of any content
+            where S is 0.
+        grid: over the knots.
+        sums: see `Layout`, int64.
+        finite: 0-d int8.
+        shape: of the sums.
+        programs: how many work at a time.
+    """
+    total, bins = scores.numel(), base.numel()
+    tiles = triton.cdiv(total, shape.tile)
     if programs is None:
-        programs = _PROGRAMS_PER_PROCESSOR * processors(device)
+        programs = _PROGRAMS_PER_PROCESSOR * processors(scores.device)
     if tiles:
         fill_kernel[(min(programs, tiles),)](
             scores,
@@ -91,64 +119,28 @@ def fill(
             base,
             grid.entries,
             grid.geometry,
-            cell_sums,
-            bin_sums,
+            sums,
+            sums[shape.copies * shape.cells :],
             finite,
             total,
             tiles,
             bins,
-            digits,
-            spread,
-            EXACT=exact,
+            digits_for(total),
+            shape.spread,
+            EXACT=scores.dtype != torch.float64,
             HAS_SKIP=skip.numel() > 0,
-            CELLS=cells,
-            TILE=tile,
-            PER_COPY=per_copy,
-            BIN_COPIES=_BIN_COPIES,
-            num_warps=8,
+            CELLS=shape.cells,
+            TILE=shape.tile,
+            PER_COPY=shape.per_copy,
+            BIN_COPIES=BIN_COPIES,
+            num_warps=_WARPS,
             enable_fp_fusion=True,
         )
-    per_cell = torch.empty(3, cells, dtype=torch.int64, device=device)
-    sum_cells_kernel[(triton.cdiv(cells, _SUM_BLOCK),)](
-        cell_sums,
-        per_cell,
-        copies,
-        CELLS=cells,
-        ROWS=_SUM_ROWS,
-        BLOCK=_SUM_BLOCK,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
-    number = torch.empty(bins, dtype=torch.int64, device=device)
-    beyond = torch.empty(bins, dtype=torch.float64, device=device)
-    finish_kernel[(triton.cdiv(bins, _FINISH_BLOCK),)](
-        base,
-        grid.geometry,
-        per_cell.cumsum(1),
-        bin_sums,
-        number,
-        beyond,
-        bins,
-        digits,
-        CELLS=cells,
-        BIN_COPIES=_BIN_COPIES,
-        BLOCK=_FINISH_BLOCK,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
-    return number, beyond, finite.view(torch.bool)
 
 
 def digits_for(total: int) -> int:
     """Return how many binary digits of each distance fit, so that the sum stays in 63 bits."""
     return 62 - total.bit_length()
-
-
-def processors(device: torch.device) -> int:
-    """Return how many programs a device runs side by side; 1 where it is the interpreter."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
@@ -229,8 +221,9 @@ def fill_kernel(
     first_knot = tl.load(base + 1)
     inverse = tl.load(geometry).to(wide)
     lowest = tl.load(geometry + 2).to(wide)
-    # Tiles within one bin add up here.
+    # Tiles within one bin add up here: that between these two knots.
     held_bin = 0
+    held_low, held_high = tl.cast(float("inf"), tl.float64), tl.cast(float("-inf"), tl.float64)
     held_number, held_whole, held_rest = (
         tl.cast(0, tl.int64),
         tl.cast(0, tl.int64),
@@ -252,8 +245,11 @@ def fill_kernel(
         if high == float("inf"):
             tl.store(finite, 0)
         elif high.to(tl.float64) > first_knot:
-            low_bin = find_bin(low, base, entries, inverse, lowest, knots, CELLS)
-            high_bin = find_bin(high, base, entries, inverse, lowest, knots, CELLS)
+            low_bin, high_bin = held_bin, held_bin
+            if (low.to(tl.float64) <= held_low) | (high.to(tl.float64) > held_high):
+                low_bin, high_bin = find_two_bins(
+                    low, high, base, entries, inverse, lowest, knots, CELLS
+                )
             if low_bin == high_bin:
                 if high_bin != held_bin:
                     _add(my_bins, bins, held_bin, held_number, held_whole, held_rest, held_bin > 0)
@@ -263,8 +259,11 @@ def fill_kernel(
                         held_whole * 0,
                         held_rest * 0,
                     )
-                knot = tl.load(base + high_bin)
-                gap = tl.load(base + high_bin + 1, mask=high_bin < knots, other=float("inf")) - knot
+                    held_low = tl.load(base + high_bin)
+                    held_high = tl.load(
+                        base + high_bin + 1, mask=high_bin < knots, other=float("inf")
+                    )
+                knot, gap = held_low, held_high - held_low
                 distance = tl.sum(tl.where(keep, score.to(tl.float64) - knot, 0.0))
                 whole, rest = _split(distance, gap, digits)
                 held_number += tl.sum(keep.to(tl.int32)).to(tl.int64)
@@ -277,10 +276,12 @@ def fill_kernel(
                 bin_ = entry >> ENTRY_SHIFT
                 if EXACT:
                     search = keep & ((entry & (ENTRY_STEPS | ENTRY_ROUNDED)) != 0)
-                    copy = (tile // (PER_COPY * spread)) * spread + tile % spread
-                    packed = (part * _PARTS).to(tl.int64) + _ONE_SCORE
+                    # Neighbours often have equal scores: each adds to another copy.
+                    first_copy = (tile // (PER_COPY * spread)) * spread
+                    copy = first_copy + ((tile + lane) & (spread - 1))
+                    packed = (part * PARTS).to(tl.int64) + ONE_SCORE
                     tl.atomic_add(
-                        cell_sums + tl.cast(copy, tl.int64) * CELLS + cell,
+                        cell_sums + copy.to(tl.int64) * CELLS + cell,
                         packed,
                         mask=keep & (search == 0) & (bin_ > 0),
                         sem="relaxed",
@@ -303,81 +304,3 @@ def fill_kernel(
     _add(my_bins, bins, held_bin, held_number, held_whole, held_rest, held_bin > 0)
 
 
-@triton.jit(do_not_specialize=["copies"])
-def sum_cells_kernel(
-    cell_sums: tl.tensor,
-    per_cell: tl.tensor,
-    copies: tl.tensor,
-    CELLS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """Add up the copies: for each cell the number of scores, this times the cell, and the parts."""
-    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = cell < CELLS
-    number, parts = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.int64)
-    for begin in range(0, copies, ROWS):
-        row = begin + tl.arange(0, ROWS)
-        packed = tl.load(
-            cell_sums + row[:, None].to(tl.int64) * CELLS + cell[None, :],
-            mask=(row < copies)[:, None] & inside[None, :],
-            other=0,
-        )
-        # A full copy of one cell sets the sign: hence the mask.
-        number += tl.sum((packed >> _NUMBER_SHIFT) & _MOST_SCORES, axis=0)
-        parts += tl.sum(packed & (_ONE_SCORE - 1), axis=0)
-    tl.store(per_cell + cell, number, mask=inside)
-    tl.store(per_cell + CELLS + cell, number * cell, mask=inside)
-    tl.store(per_cell + 2 * CELLS + cell, parts, mask=inside)
-
-
-@triton.jit(do_not_specialize=["bins", "digits"])
-def finish_kernel(
-    base: tl.tensor,
-    geometry: tl.tensor,
-    running: tl.tensor,
-    bin_sums: tl.tensor,
-    number: tl.tensor,
-    beyond: tl.tensor,
-    bins: tl.tensor,
-    digits: tl.tensor,
-    CELLS: tl.constexpr,
-    BIN_COPIES: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """Put together what the cells between two knots hold and what went to the bin itself."""
-    bin_ = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    knots = bins - 1
-    inside = (bin_ > 0) & (bin_ < bins)
-    ends = inside & (bin_ < knots)
-    knot = tl.load(base + bin_, mask=inside, other=0.0)
-    upper = tl.load(base + bin_ + 1, mask=ends, other=float("inf"))
-
-    inverse, width = tl.load(geometry), tl.load(geometry + 1)
-    lowest = tl.load(geometry + 2)
-    # All cells between that of the knot below and that of the knot above belong to the bin.
-    begin = find_cells(knot, inverse, lowest, CELLS)[0] + 1
-    end = tl.where(ends, find_cells(upper, inverse, lowest, CELLS)[0], CELLS)
-    some = inside & (end > begin)
-    before, last = running + begin - 1, running + end - 1
-    count = tl.load(last, mask=some, other=0) - tl.load(before, mask=some, other=0)
-    places = tl.load(last + CELLS, mask=some, other=0) - tl.load(before + CELLS, mask=some, other=0)
-    parts = tl.load(last + 2 * CELLS, mask=some, other=0) - tl.load(
-        before + 2 * CELLS, mask=some, other=0
-    )
-    # Widths of cells from the lower edge of the first of them, then on to the knot.
-    widths = (places - count * begin).to(tl.float64) + parts.to(tl.float64) / _PARTS
-    sum_ = widths * width + count.to(tl.float64) * ((begin + lowest) * width - knot)
-
-    whole, rest = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.int64)
-    for copy in range(BIN_COPIES):
-        own = bin_sums + copy * 3 * bins + bin_
-        count += tl.load(own, mask=inside, other=0)
-        whole += tl.load(own + bins, mask=inside, other=0)
-        rest += tl.load(own + 2 * bins, mask=inside, other=0)
-    digits = digits.to(tl.int64)
-    exponent = tl.maximum(tl.minimum(ceil_log2(upper - knot), 900), -900)
-    units = whole.to(tl.float64) + rest.to(tl.float64) * power_of_two(-digits)
-    sum_ += units * power_of_two(exponent - digits)
-    tl.store(number + bin_, count, mask=bin_ < bins)
-    tl.store(beyond + bin_, tl.where(ends, sum_, 0.0), mask=bin_ < bins)

@@ -31,8 +31,8 @@ ENTRY_STEPS = tl.constexpr(31)
 # The cells on either side of zero, where a float32 can be finer than 2^-23 of any cell.
 ENTRY_ROUNDED = tl.constexpr(32)
 # Scores stay below 2^DIGITS cells from zero, so that numbers of cells are exact in their dtype.
-_DIGITS = {torch.float32: 20, torch.float64: 45}
-_WIDEST = {torch.float32: 120, torch.float64: 1000}
+DIGITS = {torch.float32: 20, torch.float64: 45}
+WIDEST = {torch.float32: 120, torch.float64: 1000}
 
 
 class DeviceGrid(NamedTuple):
@@ -57,11 +57,8 @@ def lay_grid(base: Tensor, dtype: torch.dtype, cells: int | None = None) -> Devi
         cells: at least so many, at most twice, and 3 more; by default 8 for each knot.
     """
     knots = base.numel() - 1
-    if cells is None:
-        cells = min(max(_CELLS_PER_KNOT * knots, _CELLS_MIN), _CELLS_MAX)
-    cells_log2 = (cells - 1).bit_length()
-    entries = torch.empty((1 << cells_log2) + 3, dtype=torch.int32, device=base.device)
-    geometry = torch.empty(3, dtype=torch.float64, device=base.device)
+    cells_log2 = cells_log2_for(knots, cells)
+    entries, geometry = grid = empty_grid(cells_log2, base.device)
     lay_kernel[(triton.cdiv(entries.numel(), _LAY_BLOCK),)](
         base,
         entries,
@@ -69,13 +66,28 @@ def lay_grid(base: Tensor, dtype: torch.dtype, cells: int | None = None) -> Devi
         knots,
         knots.bit_length(),
         CELLS_LOG2=cells_log2,
-        DIGITS=_DIGITS[dtype],
-        WIDEST=_WIDEST[dtype],
+        DIGITS=DIGITS[dtype],
+        WIDEST=WIDEST[dtype],
         BLOCK=_LAY_BLOCK,
         num_warps=4,
         enable_fp_fusion=True,
     )
-    return DeviceGrid(entries, geometry)
+    return grid
+
+
+def cells_log2_for(knots: int, cells: int | None = None) -> int:
+    """Return the logarithm of how many cells suit so many knots, or of as many as wanted."""
+    if cells is None:
+        cells = min(max(_CELLS_PER_KNOT * knots, _CELLS_MIN), _CELLS_MAX)
+    return (cells - 1).bit_length()
+
+
+def empty_grid(cells_log2: int, device: torch.device) -> DeviceGrid:
+    """Return room for a grid."""
+    return DeviceGrid(
+        torch.empty((1 << cells_log2) + 3, dtype=torch.int32, device=device),
+        torch.empty(3, dtype=torch.float64, device=device),
+    )
 
 
 @triton.jit
@@ -138,8 +150,9 @@ def find_cells(
 
 
 @triton.jit
-def find_bin(
-    score: tl.tensor,
+def find_two_bins(
+    low: tl.tensor,
+    high: tl.tensor,
     base: tl.tensor,
     entries: tl.tensor,
     inverse: tl.tensor,
@@ -147,11 +160,60 @@ def find_bin(
     knots: tl.tensor,
     CELLS: tl.constexpr,
 ) -> tl.tensor:
-    """Return the bin of one finite score, a scalar."""
+    """Return the bins of two finite scores, low <= high, scalars; both in one search."""
+    score = tl.where(tl.arange(0, 2) == 0, low, high)
     cell, _part = find_cells(score, inverse, lowest, CELLS)
     entry = tl.load(entries + cell)
     steps = entry & ENTRY_STEPS
-    return count_below(score.to(tl.float64), base + 1, entry >> ENTRY_SHIFT, steps, steps, knots)
+    begin = entry >> ENTRY_SHIFT
+    bin_ = count_below(score.to(tl.float64), base + 1, begin, steps, tl.max(steps), knots)
+    return tl.min(bin_), tl.max(bin_)
+
+
+@triton.jit
+def geometry_of(
+    first: tl.tensor,
+    last: tl.tensor,
+    CELLS_LOG2: tl.constexpr,
+    DIGITS: tl.constexpr,
+    WIDEST: tl.constexpr,
+) -> tl.tensor:
+    """Return width, one over width, and where cell 0 begins, given the first and the last knot."""
+    exponent = ceil_log2(last - first) - CELLS_LOG2
+    exponent = tl.maximum(exponent, ceil_log2(tl.maximum(tl.abs(first), tl.abs(last))) - DIGITS)
+    exponent = tl.minimum(tl.maximum(exponent, -100), WIDEST)
+    width, inverse = power_of_two(exponent), power_of_two(-exponent)
+    # Knots that are not finite make every result NaN; here they only must not do harm.
+    finite = tl.abs(first) < float("inf")
+    return width, inverse, tl.where(finite, tl.floor(first * inverse) - 1, 0.0)
+
+
+@triton.jit
+def write_entry(
+    entries: tl.tensor,
+    cell: tl.tensor,
+    lower: tl.tensor,
+    upper: tl.tensor,
+    number: tl.tensor,
+    most: tl.tensor,
+    CELLS: tl.constexpr,
+) -> None:
+    """Write the entries of cells with so many knots below them, and below their upper edge.
+
+    Args:
+        entries: of the grid.
+        cell: which.
+        lower: number of knots below.
+        upper: number of knots below the upper edge.
+        number: of widths from zero to the cell.
+        most: number of digits of the number of knots, at least.
+        CELLS: of the grid.
+    """
+    steps = tl.zeros_like(lower)
+    for i in range(most):
+        steps += (((upper - lower) >> i) > 0).to(tl.int32)
+    rounded = tl.where((number == 0) | (number == -1), ENTRY_ROUNDED, 0)
+    tl.store(entries + cell, (lower << ENTRY_SHIFT) | rounded | steps, mask=cell < CELLS)
 
 
 @triton.jit(do_not_specialize=["knots", "knots_steps"])
@@ -168,13 +230,7 @@ def lay_kernel(
 ) -> None:
     """Write a block of entries; the first program writes the geometry as well."""
     first, last = tl.load(base + 1), tl.load(base + knots)
-    exponent = ceil_log2(last - first) - CELLS_LOG2
-    exponent = tl.maximum(exponent, ceil_log2(tl.maximum(tl.abs(first), tl.abs(last))) - DIGITS)
-    exponent = tl.minimum(tl.maximum(exponent, -100), WIDEST)
-    width, inverse = power_of_two(exponent), power_of_two(-exponent)
-    # Knots that are not finite make every result NaN; here they only must not do harm.
-    finite = tl.abs(first) < float("inf")
-    lowest = tl.where(finite, tl.floor(first * inverse) - 1, 0.0)
+    width, inverse, lowest = geometry_of(first, last, CELLS_LOG2, DIGITS, WIDEST)
     if tl.program_id(0) == 0:
         tl.store(geometry, inverse)
         tl.store(geometry + 1, width)
@@ -191,8 +247,4 @@ def lay_kernel(
         (number + 1) * width, base + 1, none, none + knots_steps, knots_steps, knots
     )
     upper = tl.where(cell == CELLS - 1, knots, upper)
-    steps = none
-    for i in range(knots_steps):
-        steps += (((upper - lower) >> i) > 0).to(tl.int32)
-    rounded = tl.where((number == 0) | (number == -1), ENTRY_ROUNDED, 0)
-    tl.store(entries + cell, (lower << ENTRY_SHIFT) | rounded | steps, mask=cell < CELLS)
+    write_entry(entries, cell, lower, upper, number, knots_steps, CELLS)

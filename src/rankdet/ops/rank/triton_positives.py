@@ -1,0 +1,414 @@
+"""What is done for each positive, as Triton kernels: a handful of launches for some 150 of torch.
+
+On a GPU the passes over the scores take microseconds, and so does anything about the P positives;
+what takes time is to launch it. So everything between two passes is put into few kernels. They
+start from the positives in ascending order: the beginnings of the ramps and their ends are then two
+ascending lists, and the place of a knot among all knots is found by a search in the other list.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rankdet.ops.rank.triton_bins import contents
+from rankdet.ops.rank.triton_grid import count_below, geometry_of, write_entry
+
+_RESOLUTION = tl.constexpr(2.0**-52)
+_LOWEST = tl.constexpr(-(1 << 63))
+
+
+@triton.jit
+def _ramp(score: tl.tensor, delta: tl.tensor) -> tl.tensor:
+    """Return where the ramps of scores (float64) begin and end, and which are steps.
+
+    The same as in `rankdet.ops.rank.knots.make_knots`, to the bit.
+    """
+    step = tl.abs(score) * _RESOLUTION > tl.where(delta == 0, -1.0, delta)
+    bits = score.to(tl.int64, bitcast=True)
+    before = tl.where(score > 0, bits - 1, tl.where(score < 0, bits + 1, _LOWEST + 1))
+    before = before.to(tl.float64, bitcast=True)
+    low = tl.where(step, before, score - delta)
+    high = tl.where(step, tl.where(delta > 0, score, before), score + delta)
+    return low, high, step
+
+
+@triton.jit
+def _count_ends(
+    x: tl.tensor,
+    scores: tl.tensor,
+    positives: tl.tensor,
+    steps: tl.tensor,
+    delta: tl.tensor,
+    HIGH: tl.constexpr,
+    TIES: tl.constexpr,
+) -> tl.tensor:
+    """Return how many ramps begin (HIGH: end) below x; TIES: at x too. int32, shaped as x."""
+    place = tl.zeros_like(x).to(tl.int32)
+    for i in range(steps):
+        step = 1 << (steps - 1 - i)
+        ahead = place + (step - 1)
+        inside = ahead < positives
+        score = tl.load(scores + ahead, mask=inside, other=0).to(tl.float64)
+        low, high, _step = _ramp(score, delta)
+        end = high if HIGH else low
+        found = (end <= x) if TIES else (end < x)
+        place += tl.where(inside & found, step, 0).to(tl.int32)
+    return place
+
+
+@triton.jit
+def _count_knots(
+    x: tl.tensor, scores: tl.tensor, positives: tl.tensor, steps: tl.tensor, delta: tl.tensor
+) -> tl.tensor:
+    """Return how many knots lie below x."""
+    begins = _count_ends(x, scores, positives, steps, delta, HIGH=False, TIES=False)
+    return begins + _count_ends(x, scores, positives, steps, delta, HIGH=True, TIES=False)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "positives", "skipped", "tiles", "zeros", "delta_bits", "steps", "skip_steps",
+    ]
+)  # fmt: skip
+def prepare_kernel(
+    scores: tl.tensor,
+    skip: tl.tensor,
+    base: tl.tensor,
+    ends: tl.tensor,
+    entries: tl.tensor,
+    geometry: tl.tensor,
+    cuts: tl.tensor,
+    sums: tl.tensor,
+    finite: tl.tensor,
+    positives: tl.tensor,
+    skipped: tl.tensor,
+    tiles: tl.tensor,
+    zeros: tl.tensor,
+    delta_bits: tl.tensor,
+    steps: tl.tensor,
+    skip_steps: tl.tensor,
+    TILE: tl.constexpr,
+    CELLS_LOG2: tl.constexpr,
+    DIGITS: tl.constexpr,
+    WIDEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ZERO_BLOCK: tl.constexpr,
+) -> None:
+    """Lay knots and grid, cut the list of what is left out by tile, and write zeros.
+
+    The programs share out four kinds of work, one kind after the other: knots, cells, cuts, zeros.
+
+    Args:
+        scores: [P] the positives, ascending.
+        skip: [S] int64, ascending.
+        base: [2P + 1] float64, written: 0 and the knots.
+        ends: [2, P] int32, written: the places of the ends of each ramp among the knots.
+        entries: of the grid, written.
+        geometry: of the grid, written.
+        cuts: [tiles + 1] int64, written: how many entries of skip lie before each tile.
+        sums: [zeros] int64, written: zeros.
+        finite: int8, written: whether the positives are finite.
+        positives: P.
+        skipped: S.
+        tiles: number of tiles, or -1 where there is nothing to leave out.
+        zeros: number of sums.
+        delta_bits: half-width of the ramp, the bits of a float64.
+        steps: number of digits of P.
+        skip_steps: number of digits of S.
+        TILE: scores in a tile.
+        CELLS_LOG2: see `rankdet.ops.rank.triton_grid.lay_grid`; so are DIGITS and WIDEST.
+        DIGITS: see there.
+        WIDEST: see there.
+        BLOCK: how many of a kind a program does; of zeros ZERO_BLOCK.
+        ZERO_BLOCK: see BLOCK.
+    """
+    CELLS: tl.constexpr = (1 << CELLS_LOG2) + 3
+    delta = delta_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    lane = tl.arange(0, BLOCK)
+    job = tl.program_id(0)
+    of_knots, of_cells = tl.cdiv(positives, BLOCK), (CELLS + BLOCK - 1) // BLOCK
+    of_cuts = tl.cdiv(tiles + 1, BLOCK)
+    if job < of_knots:
+        i = job * BLOCK + lane
+        inside = i < positives
+        score = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
+        low, high, _step = _ramp(score, delta)
+        begin = i + _count_ends(low, scores, positives, steps, delta, HIGH=True, TIES=False)
+        end = i + _count_ends(high, scores, positives, steps, delta, HIGH=False, TIES=True)
+        tl.store(base + 1 + begin, low, mask=inside)
+        tl.store(base + 1 + end, high, mask=inside)
+        tl.store(ends + i, begin, mask=inside)
+        tl.store(ends + positives + i, end, mask=inside)
+        if job == 0:
+            tl.store(base, 0.0)
+    elif job < of_knots + of_cells:
+        first, last = tl.load(scores).to(tl.float64), tl.load(scores + positives - 1).to(tl.float64)
+        low, _high, _step = _ramp(first, delta)
+        _low, high, _step = _ramp(last, delta)
+        width, inverse, lowest = geometry_of(low, high, CELLS_LOG2, DIGITS, WIDEST)
+        if job == of_knots:
+            tl.store(geometry, inverse)
+            tl.store(geometry + 1, width)
+            tl.store(geometry + 2, lowest)
+            # Where one is not a number it stands last.
+            sound = (tl.abs(first) < float("inf")) & (tl.abs(last) < float("inf"))
+            tl.store(finite, sound.to(tl.int8))
+        cell = (job - of_knots) * BLOCK + lane
+        # On a GPU, rounding down takes what is just below zero for zero: so look at either side.
+        number = cell + lowest
+        edge = tl.where(number == 0, -1.0, number) * width
+        lower = _count_knots(edge, scores, positives, steps, delta)
+        upper = _count_knots((number + 1) * width, scores, positives, steps, delta)
+        upper = tl.where(cell == CELLS - 1, 2 * positives, upper)
+        write_entry(entries, cell, lower, upper, number, steps + 1, CELLS)
+    elif job < of_knots + of_cells + of_cuts:
+        tile = (job - of_knots - of_cells) * BLOCK + lane
+        start = tile.to(tl.int64) * TILE
+        nothing = tl.zeros_like(start)
+        cut = count_below(start, skip, nothing, nothing + skip_steps, skip_steps, skipped)
+        tl.store(cuts + tile, cut, mask=tile <= tiles)
+    else:
+        begin = (job - of_knots - of_cells - of_cuts).to(tl.int64) * ZERO_BLOCK
+        place = begin + tl.arange(0, ZERO_BLOCK)
+        tl.store(sums + place, tl.zeros([ZERO_BLOCK], tl.int64), mask=place < zeros)
+
+
+@triton.jit(do_not_specialize=["positives", "digits", "delta_bits"])
+def count_kernel(
+    scores: tl.tensor,
+    order: tl.tensor,
+    base: tl.tensor,
+    ends: tl.tensor,
+    geometry: tl.tensor,
+    running: tl.tensor,
+    totals: tl.tensor,
+    bin_sums: tl.tensor,
+    finite: tl.tensor,
+    before: tl.tensor,
+    above: tl.tensor,
+    excess: tl.tensor,
+    counts: tl.tensor,
+    positives: tl.tensor,
+    digits: tl.tensor,
+    delta_bits: tl.tensor,
+    CELLS: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
+    SUM_BLOCKS: tl.constexpr,
+    BIN_COPIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Count the negatives above each positive, from the sums of cells and bins; one program.
+
+    As `rankdet.ops.rank.knots.counts_from_bins` does.
+
+    Args:
+        scores: [P] the positives, ascending.
+        order: [P] int64, which positive each of these is.
+        base: see `prepare_kernel`; so are ends and geometry.
+        ends: see there.
+        geometry: see there.
+        running: see `rankdet.ops.rank.triton_bins.add_copies`; so are totals.
+        totals: see there.
+        bin_sums: sums of the bins themselves.
+        finite: int8, whether all scores are finite; if not, all counts are NaN.
+        before: [3, SUM_BLOCKS] int64, room for what it notes; so are above and excess.
+        above: [2P + 1] int64.
+        excess: [2P + 1] float64.
+        counts: [P] float64, written.
+        positives: P.
+        digits: see `rankdet.ops.rank.triton_fill.digits_for`.
+        delta_bits: half-width of the ramp, the bits of a float64.
+        CELLS: of the grid.
+        SUM_BLOCK: cells in a block of running sums.
+        SUM_BLOCKS: a power of two, not less than there are such blocks.
+        BIN_COPIES: copies of the sums of bins.
+        BLOCK: how many bins or positives at a time.
+    """
+    delta = delta_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    bins = 2 * positives + 1
+    blocks: tl.constexpr = (CELLS + SUM_BLOCK - 1) // SUM_BLOCK
+    block = tl.arange(0, SUM_BLOCKS)
+    for row in tl.static_range(3):
+        total = tl.load(totals + row * blocks + block, mask=block < blocks, other=0)
+        tl.store(before + row * blocks + block, tl.cumsum(total, 0) - total, mask=block < blocks)
+    tl.debug_barrier()  # what one thread wrote, others read
+
+    lane = tl.arange(0, BLOCK)
+    higher_number, higher_excess = tl.cast(0, tl.int64), tl.cast(0.0, tl.float64)
+    for top in range(bins - 1, 0, -BLOCK):
+        bin_ = top - lane
+        number, beyond, knot, upper = contents(
+            bin_, bins, base, geometry, running, before, bin_sums, digits,
+            CELLS, SUM_BLOCK, BIN_COPIES, BLOCK,
+        )  # fmt: skip
+        gap = upper - knot
+        gap = tl.where((gap > 4 * delta) | (bin_ < 1), 0.0, gap)
+        so_far = higher_number + tl.cumsum(number, 0)
+        stretch = tl.where(gap == 0, 0.0, beyond) + (so_far - number).to(tl.float64) * gap
+        tl.store(above + bin_, so_far, mask=bin_ > 0)
+        tl.store(excess + bin_, higher_excess + tl.cumsum(stretch, 0), mask=bin_ > 0)
+        higher_number += tl.sum(number, 0)
+        higher_excess += tl.sum(stretch, 0)
+    tl.debug_barrier()
+
+    sound = tl.load(finite) != 0
+    for start in range(0, positives, BLOCK):
+        i = start + lane
+        inside = i < positives
+        score = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
+        low, high, step = _ramp(score, delta)
+        begin = tl.load(ends + i, mask=inside, other=0) + 1
+        end = tl.load(ends + positives + i, mask=inside, other=0) + 1
+        above_begin = tl.load(above + begin, mask=inside, other=0)
+        above_end = tl.load(above + end, mask=inside, other=0)
+        excess_begin = tl.load(excess + begin, mask=inside, other=0)
+        excess_end = tl.load(excess + end, mask=inside, other=0)
+        width = tl.where(step, 1.0, high - low)
+        count = tl.where(
+            step, (above_begin + above_end).to(tl.float64) / 2, (excess_begin - excess_end) / width
+        )
+        count = tl.where(above_begin == 0, 0.0, count)
+        place = tl.load(order + i, mask=inside, other=0)
+        tl.store(counts + place, tl.where(sound, count, float("nan")), mask=inside)
+
+
+@triton.jit(do_not_specialize=["positives", "delta_bits"])
+def pairs_kernel(
+    scores: tl.tensor,
+    order: tl.tensor,
+    values: tl.tensor,
+    result: tl.tensor,
+    positives: tl.tensor,
+    delta_bits: tl.tensor,
+    ADJOINT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,
+) -> None:
+    """Sum H(p_k - p_i) v_k over k (ADJOINT: H(p_i - p_k) v_k), a block of i in each program.
+
+    Args:
+        scores: [P] the positives, ascending.
+        order: [P] int64, which positive each of these is.
+        values: [T, P] any floating dtype, in the positives' own order.
+        result: [T, P] float64, in the same order, written.
+        positives: P.
+        delta_bits: half-width of the ramp, the bits of a float64.
+        ADJOINT: see above.
+        BLOCK: positives in a program.
+        OTHERS: how many k at a time.
+    """
+    delta = delta_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    sets = tl.program_id(1).to(tl.int64) * positives
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < positives
+    mine = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
+    sum_ = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, positives, OTHERS):
+        k = start + tl.arange(0, OTHERS)
+        there = k < positives
+        other = tl.load(scores + k, mask=there, other=0).to(tl.float64)
+        place = tl.load(order + k, mask=there, other=0)
+        value = tl.load(values + sets + place, mask=there, other=0).to(tl.float64)
+        x = other[None, :] - mine[:, None]
+        x = -x if ADJOINT else x
+        # Where delta is 0 the ratio is no number, and the comparison decides.
+        ratio = x / (2 * delta) + 0.5
+        ratio = tl.where(ratio < 0, 0.0, tl.where(ratio > 1, 1.0, ratio))
+        hard = tl.where(x >= 0, 1.0, tl.where(x < 0, 0.0, float("nan")))
+        share = tl.where(delta == 0, hard, ratio)
+        sum_ += tl.sum(tl.where(there[None, :], share * value[None, :], 0.0), axis=1)
+    place = tl.load(order + i, mask=inside, other=0)
+    tl.store(result + sets + place, sum_, mask=inside)
+
+
+@triton.jit(do_not_specialize=["positives", "delta_bits"])
+def pieces_kernel(
+    scores: tl.tensor,
+    order: tl.tensor,
+    base: tl.tensor,
+    ends: tl.tensor,
+    weights: tl.tensor,
+    value: tl.tensor,
+    slope: tl.tensor,
+    positives: tl.tensor,
+    stride: tl.tensor,
+    delta_bits: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Write K^T w as a function of the score, one program for each of T sets of weights.
+
+    As `rankdet.ops.rank.knots.pieces` does.
+
+    Args:
+        scores: [P] the positives, ascending.
+        order: [P] int64, which positive each of these is.
+        base: see `prepare_kernel`; so are ends.
+        ends: see there.
+        weights: [T, P] float64, in the positives' own order.
+        value: [T, 2P + 1] float64, written.
+        slope: [T, 2P + 1] float64, written.
+        positives: P.
+        stride: from one set to the next in value and in slope.
+        delta_bits: half-width of the ramp, the bits of a float64.
+        BLOCK: how many bins or positives at a time.
+    """
+    delta = delta_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    bins = 2 * positives + 1
+    set_ = tl.program_id(0).to(tl.int64)
+    weights += set_ * positives
+    value += set_ * stride
+    slope += set_ * stride
+    lane = tl.arange(0, BLOCK)
+    total = tl.cast(0.0, tl.float64)
+    # Each knot is the beginning or the end of one ramp: so every bin but the first is written.
+    for start in range(0, positives, BLOCK):
+        i = start + lane
+        inside = i < positives
+        score = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
+        low, high, step = _ramp(score, delta)
+        begin = tl.load(ends + i, mask=inside, other=0) + 1
+        end = tl.load(ends + positives + i, mask=inside, other=0) + 1
+        weight = tl.load(weights + tl.load(order + i, mask=inside, other=0), mask=inside, other=0)
+        total += tl.sum(tl.where(inside, weight, 0.0), 0)
+        rise = tl.where(step, 0.0, weight / tl.where(step, 1.0, high - low))
+        jump = tl.where(step, weight / 2, 0.0)
+        tl.store(slope + begin, rise, mask=inside)
+        tl.store(slope + end, -rise, mask=inside)
+        tl.store(value + begin, jump, mask=inside)
+        tl.store(value + end, jump, mask=inside)
+    tl.debug_barrier()
+
+    so_far = tl.cast(0.0, tl.float64)
+    for start in range(1, bins, BLOCK):
+        bin_ = start + lane
+        inside = bin_ < bins
+        gap = _gap(base, bin_, bins, delta)
+        change = tl.load(slope + bin_, mask=inside, other=0)
+        steep = so_far + tl.cumsum(change, 0)
+        tl.store(slope + bin_, tl.where(gap == 0, 0.0, steep), mask=inside)
+        so_far += tl.sum(change, 0)
+    tl.store(slope, 0.0)
+    tl.debug_barrier()
+
+    # Weights that are not finite make the function NaN everywhere.
+    so_far = 0 * total
+    tl.store(value, so_far)
+    for start in range(1, bins, BLOCK):
+        bin_ = start + lane
+        inside = bin_ < bins
+        steep = tl.load(slope + bin_ - 1, mask=inside & (bin_ > 1), other=0)
+        gap = tl.where(bin_ > 1, _gap(base, bin_ - 1, bins, delta), 0.0)
+        rise = tl.load(value + bin_, mask=inside, other=0) + steep * gap
+        height = so_far + tl.cumsum(rise, 0)
+        so_far += tl.sum(rise, 0)
+        tl.store(value + bin_, height, mask=inside)
+
+
+@triton.jit
+def _gap(base: tl.tensor, bin_: tl.tensor, bins: tl.tensor, delta: tl.tensor) -> tl.tensor:
+    """Return how wide bins (from 1 on) are, 0 where too wide to lie on a ramp."""
+    knot = tl.load(base + bin_, mask=bin_ < bins, other=0)
+    upper = tl.load(base + bin_ + 1, mask=bin_ + 1 < bins, other=float("inf"))
+    gap = upper - knot
+    return tl.where(gap > 4 * delta, 0.0, gap)

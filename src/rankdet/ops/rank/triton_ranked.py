@@ -1,0 +1,192 @@
+"""A ranking on a GPU from end to end: positives and negatives in, counts and K^T w out.
+
+Five launches count the negatives above each positive, one each does a sum over pairs of positives
+and K^T w. Nothing here makes the host wait for the device.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+import triton
+from torch import Tensor
+
+from rankdet.ops.rank import triton_bins, triton_fill, triton_positives
+from rankdet.ops.rank.knots import Pieces
+from rankdet.ops.rank.triton_grid import DIGITS, WIDEST, cells_log2_for, empty_grid
+from rankdet.ops.rank.vectorised import Notes, compute_dtype
+
+# The matrix of all pairs of positives is summed up, not kept: 1e9 pairs take some milliseconds.
+MOST_POSITIVES = 1 << 14
+
+_BLOCK = 256
+_ZERO_BLOCK = 4096
+_SCAN_BLOCK = 1024
+_PAIRS_BLOCK = 32
+_PAIRS_OTHERS = 64
+
+
+class RankedPositives:
+    """The operator for P >= 1 positives and N scores on one device.
+
+    Args:
+        pos: [P] float32 or float64.
+        scores: [N] any floating dtype.
+        skip: [S] int64, ascending, the scores that are no negatives.
+        delta: half-width of the ramp, >= 0.
+        tile: how many scores a program of the first pass looks at in one go, a power of two.
+        programs: how many of them work side by side, by default enough for the device.
+        cells: of the grid over the knots, by default as many as suit their number.
+
+    Attributes:
+        counts: [P] float64, K 1; NaN throughout where a score or a positive is not finite.
+        base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
+        finite: 0-d bool, whether all scores are that were not to be left out, and all positives.
+        notes: for `rankdet.ops.rank.triton.evaluate`.
+    """
+
+    def __init__(
+        self,
+        pos: Tensor,
+        scores: Tensor,
+        skip: Tensor,
+        delta: float,
+        *,
+        tile: int = triton_fill.TILE,
+        programs: int | None = None,
+        cells: int | None = None,
+    ) -> None:
+        """Make the first pass."""
+        self._delta_bits = struct.unpack("q", struct.pack("d", delta))[0]
+        self._sorted, self._order = pos.sort()
+        positives, device, dtype = pos.numel(), pos.device, compute_dtype(scores)
+        bins = 2 * positives + 1
+        scores = scores.contiguous()
+        cells_log2 = cells_log2_for(2 * positives, cells)
+        grid = empty_grid(cells_log2, device)
+        tiles = triton.cdiv(scores.numel(), tile)
+        shape = triton_bins.layout(scores, grid, tile)
+        zeros = shape.sums(bins)
+        sums = torch.empty(zeros, dtype=torch.int64, device=device)
+        finite = torch.empty((), dtype=torch.int8, device=device)
+        self.base = torch.empty(bins, dtype=torch.float64, device=device)
+        self._ends = torch.empty(2, positives, dtype=torch.int32, device=device)
+        cut_tiles = tiles if skip.numel() else -1
+        cuts = torch.empty(cut_tiles + 1, dtype=torch.int64, device=device)
+        jobs = (
+            triton.cdiv(positives, _BLOCK)
+            + triton.cdiv(grid.entries.numel(), _BLOCK)
+            + triton.cdiv(cut_tiles + 1, _BLOCK)
+            + triton.cdiv(zeros, _ZERO_BLOCK)
+        )
+        triton_positives.prepare_kernel[(jobs,)](
+            self._sorted,
+            skip,
+            self.base,
+            self._ends,
+            grid.entries,
+            grid.geometry,
+            cuts,
+            sums,
+            finite,
+            positives,
+            skip.numel(),
+            cut_tiles,
+            zeros,
+            self._delta_bits,
+            positives.bit_length(),
+            skip.numel().bit_length(),
+            TILE=tile,
+            CELLS_LOG2=cells_log2,
+            DIGITS=DIGITS[dtype],
+            WIDEST=WIDEST[dtype],
+            BLOCK=_BLOCK,
+            ZERO_BLOCK=_ZERO_BLOCK,
+            num_warps=4,
+        )
+        triton_fill.add_scores(self.base, scores, skip, cuts, grid, sums, finite, shape, programs)
+        running, totals = triton_bins.add_copies(sums, shape)
+        self.counts = torch.empty(positives, dtype=torch.float64, device=device)
+        room = torch.empty(3 * totals.shape[1] + 2 * bins, dtype=torch.int64, device=device)
+        before, above, excess = room.split([3 * totals.shape[1], bins, bins])
+        triton_positives.count_kernel[(1,)](
+            self._sorted,
+            self._order,
+            self.base,
+            self._ends,
+            grid.geometry,
+            running,
+            totals,
+            sums[shape.copies * shape.cells :],
+            finite,
+            before,
+            above,
+            excess.view(torch.float64),
+            self.counts,
+            positives,
+            triton_fill.digits_for(scores.numel()),
+            self._delta_bits,
+            CELLS=shape.cells,
+            SUM_BLOCK=triton_bins.SUM_BLOCK,
+            SUM_BLOCKS=triton.next_power_of_2(totals.shape[1]),
+            BIN_COPIES=triton_bins.BIN_COPIES,
+            BLOCK=_SCAN_BLOCK,
+            num_warps=8,
+        )
+        self.finite = finite.view(torch.bool)
+        nothing = skip[:0]
+        self.notes = Notes(
+            cells=nothing.to(torch.int32),
+            below=grid.entries,
+            geometry=grid.geometry,
+            searched=nothing,
+            searched_bins=nothing.clone(),
+        )
+
+    def pair_counts(self, values: Tensor) -> Tensor:
+        """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
+        return self._pairs(values, adjoint=False)
+
+    def pair_spread(self, values: Tensor) -> Tensor:
+        """Return the adjoint, the sum over i of H(p_k - p_i) v_i for one set, [P] float64."""
+        return self._pairs(values[None], adjoint=True)[0]
+
+    def pieces(self, weights: Tensor) -> Pieces:
+        """Return K^T w for T sets of weights [T, P] float64 as a function of the score."""
+        sets, positives = weights.shape
+        weights = weights.contiguous()
+        result = weights.new_empty(2, sets, self.base.numel())
+        triton_positives.pieces_kernel[(sets,)](
+            self._sorted,
+            self._order,
+            self.base,
+            self._ends,
+            weights,
+            result[0],
+            result[1],
+            positives,
+            self.base.numel(),
+            self._delta_bits,
+            BLOCK=_SCAN_BLOCK,
+            num_warps=8,
+        )
+        return Pieces(result[0], result[1])
+
+    def _pairs(self, values: Tensor, *, adjoint: bool) -> Tensor:
+        sets, positives = values.shape
+        values = values.contiguous()
+        result = torch.empty(values.shape, dtype=torch.float64, device=values.device)
+        triton_positives.pairs_kernel[(triton.cdiv(positives, _PAIRS_BLOCK), sets)](
+            self._sorted,
+            self._order,
+            values,
+            result,
+            positives,
+            self._delta_bits,
+            ADJOINT=adjoint,
+            BLOCK=_PAIRS_BLOCK,
+            OTHERS=_PAIRS_OTHERS,
+            num_warps=4,
+        )
+        return result
