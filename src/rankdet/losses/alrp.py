@@ -105,14 +105,13 @@ def alrp_loss(
     require_positive("delta", delta, zero_allowed=True)
     require_positive("eps", eps, zero_allowed=True)
     require_choice("loc_ranking", loc_ranking, get_args(LocRanking))
-    hard = loc_ranking == "hard"
-    if group is not None:
-        settings = (float(delta), float(eps), hard)
-        return _over_processes(logits, targets, loc_errors, settings, processes_of(group))
-    outputs = _alrp(logits, targets, loc_errors.detach(), float(delta), float(eps), hard)
-    (classification,) = outputs[0].unbind()
+    settings = (float(delta), float(eps), loc_ranking == "hard")
+    if group is not None or not torch.compiler.is_compiling():
+        processes = None if group is None else processes_of(group)
+        return _eager(logits, targets, loc_errors, settings, processes)
+    outputs = _alrp(logits, targets, loc_errors.detach(), *settings)
     localisation = (outputs[-1].detach() * loc_errors.double()).sum()
-    return _terms(classification, localisation)
+    return _terms(outputs[0].unbind()[0], localisation)
 
 
 class ALRPLoss(nn.Module):
@@ -153,26 +152,27 @@ class ALRPLoss(nn.Module):
 def _terms(classification: Tensor, localisation: Tensor) -> ALRPTerms:
     localisation = localisation.to(classification.dtype)
     # What ruins the ranking ruins its localisation too, also where no positive is left to tell.
-    return ALRPTerms(
-        classification, torch.where(classification.isfinite(), localisation, torch.nan)
-    )
+    return ALRPTerms(classification, torch.add(localisation, classification.detach(), alpha=0))
 
 
 @error_sharing.not_compiled
-def _over_processes(
+def _eager(
     logits: Tensor,
     targets: Tensor,
     loc_errors: Tensor,
     settings: tuple[float, float, bool],
-    processes: Processes,
+    processes: Processes | None,
 ) -> ALRPTerms:
     with torch.no_grad():
         of_positives = ("loc_errors", loc_errors.detach())
         ranked = error_sharing.rank(logits, targets, settings[0], of_positives, processes)
         values, needed, loc_weights = _outputs(logits.detach(), ranked, *settings)
+    (classification,) = error_sharing.with_gradient(logits, values, needed).unbind()
+    if processes is None:
+        return _terms(classification, (loc_weights * loc_errors.double()).sum())
+    with torch.no_grad():
         whole = (loc_weights * ranked.each).sum()
         loc_weights = loc_weights[ranked.own] * ranked.processes
-    (classification,) = error_sharing.with_gradient(logits, values, needed).unbind()
     return _terms(classification, carry(whole, (loc_weights * loc_errors.double()).sum()))
 
 

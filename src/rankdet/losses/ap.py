@@ -72,9 +72,12 @@ def ap_loss(
     """
     error_sharing.check_flat(logits, targets)
     require_positive("delta", delta, zero_allowed=True)
-    if group is not None:
-        return _over_processes(logits, targets, float(delta), interpolated, processes_of(group))
-    values: Tensor = _ap(logits, targets, float(delta), interpolated)[0]
+    values: Tensor
+    if group is None and torch.compiler.is_compiling():
+        values = _ap(logits, targets, float(delta), interpolated)[0]
+    else:
+        processes = None if group is None else processes_of(group)
+        values = _eager(logits, targets, float(delta), interpolated, processes)
     return values.unbind()[0]
 
 
@@ -104,13 +107,13 @@ class APLoss(nn.Module):
 
 
 @error_sharing.not_compiled
-def _over_processes(
-    logits: Tensor, targets: Tensor, delta: float, interpolated: bool, processes: Processes
+def _eager(
+    logits: Tensor, targets: Tensor, delta: float, interpolated: bool, processes: Processes | None
 ) -> Tensor:
     with torch.no_grad():
         ranked = error_sharing.rank(logits, targets, delta, processes=processes)
         values, needed = _outputs(logits.detach(), ranked, delta, interpolated)
-    return error_sharing.with_gradient(logits, values, needed).unbind()[0]
+    return error_sharing.with_gradient(logits, values, needed)
 
 
 @torch.library.custom_op("rankdet::ap", mutates_args=())

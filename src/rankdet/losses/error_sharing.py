@@ -13,7 +13,7 @@ and each process reads off the gradient of the logits that it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -263,7 +263,18 @@ def share_errors(
     pos_grads [P], value and slope [2P + 1] are sums over the terms of the loss, each times its
     upstream gradient; the other arguments are those of `outputs`.
     """
-    function = Pieces(value, slope)
+    return _share_errors(logits, skip, pos_index, pos_grads, base, Pieces(value, slope), notes)
+
+
+def _share_errors(
+    logits: Tensor,
+    skip: Tensor,
+    pos_index: Tensor,
+    pos_grads: Tensor,
+    base: Tensor,
+    function: Pieces,
+    notes: Sequence[Tensor],
+) -> Tensor:
     grad = evaluate(base, function, logits, skip, Notes(*notes), logits.dtype)
     return grad.index_copy_(0, pos_index, pos_grads.to(logits.dtype))
 
@@ -304,7 +315,11 @@ def register_gradient(loss: Any) -> None:
 
 
 def not_compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Have `torch.compile` leave a function out: a ranking over several processes."""
+    """Have `torch.compile` leave a function out: what is done eagerly.
+
+    Losses are registered operators only where they are compiled. Where they are not, to pass
+    through the registry costs more than many a loss; and it cannot be told of a group.
+    """
     kept: Callable[_Arguments, _Result] = torch.compiler.disable(
         function, reason="a ranking over several processes is not compiled"
     )
@@ -313,8 +328,6 @@ def not_compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
 
 def with_gradient(logits: Tensor, values: Tensor, needed: list[Tensor]) -> Tensor:
     """Return the values of a loss, [T], with its error-sharing gradient for these logits.
-
-    For a ranking over several processes: a registered operator cannot be told of a group.
 
     Args:
         logits: [M] of this process.
@@ -333,23 +346,45 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        grad = _gradient(grads[0], *ctx.saved_tensors)
-        return (grad, *[None] * len(ctx.saved_tensors))
+        logits, *needed = ctx.saved_tensors
+        with torch.no_grad():
+            (skip, pos_index, base), (pos_grads, value, slope), notes = _scaled(grads[0], *needed)
+            function = Pieces(value, slope)
+            grad = _share_errors(logits, skip, pos_index, pos_grads, base, function, notes)
+        if torch.is_grad_enabled():
+            grad = _Once.apply(grads[0], logits, grad)
+        return (grad, None, *[None] * len(needed))
 
 
-def _gradient(
+class _Once(torch.autograd.Function):
+    """Attach a gradient to what it was made from, only to refuse its derivative."""
+
+    @staticmethod
+    def forward(_ctx: Any, _upstream: Tensor, _logits: Tensor, grad: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *_grads: Any) -> Any:
+        _refuse_second()
+
+
+def _gradient(grad_values: Tensor, logits: Tensor, *needed: Tensor) -> Tensor:
+    """Return the gradient for the logits, given those of the values, [T], and `outputs`."""
+    (skip, pos_index, base), (pos_grads, value, slope), notes = _scaled(grad_values, *needed)
+    grad: Tensor = share_errors(logits, skip, pos_index, pos_grads, base, value, slope, list(notes))
+    return grad
+
+
+def _scaled(
     grad_values: Tensor,
-    logits: Tensor,
     skip: Tensor,
     pos_index: Tensor,
     base: Tensor,
     shares: Tensor,
     *notes: Tensor,
-) -> Tensor:
-    """Return the gradient for the logits, given those of the values, [T], and `outputs`."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Return skip, positives and knots; what is shared, times the upstream gradients; notes."""
     upstream = grad_values.double()
     scaled = shares[0] * upstream if len(shares) == 1 else upstream @ shares
-    sizes = [pos_index.shape[0], base.shape[0], base.shape[0]]
-    pos_grad, value, slope = scaled.split(sizes)
-    grad: Tensor = share_errors(logits, skip, pos_index, pos_grad, base, value, slope, list(notes))
-    return grad
+    parts = scaled.split([pos_index.shape[0], base.shape[0], base.shape[0]])
+    return (skip, pos_index, base), parts, notes

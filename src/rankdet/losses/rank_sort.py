@@ -97,11 +97,12 @@ def rank_sort_loss(
     require_shape("ious", ious, "P")
     require_positive("delta", delta, zero_allowed=True)
     require_positive("eps", eps, zero_allowed=True)
-    if group is None:
-        values = _rank_sort(logits, targets, ious.detach(), float(delta), float(eps))[0]
+    settings = (float(delta), float(eps))
+    if group is None and torch.compiler.is_compiling():
+        values = _rank_sort(logits, targets, ious.detach(), *settings)[0]
     else:
-        settings = (float(delta), float(eps))
-        values = _over_processes(logits, targets, ious, settings, processes_of(group))
+        processes = None if group is None else processes_of(group)
+        values = _eager(logits, targets, ious, settings, processes)
     ranking, sorting = values.unbind()
     return RankSortTerms(ranking, sorting)
 
@@ -131,12 +132,12 @@ class RankSortLoss(nn.Module):
 
 
 @error_sharing.not_compiled
-def _over_processes(
+def _eager(
     logits: Tensor,
     targets: Tensor,
     ious: Tensor,
     settings: tuple[float, float],
-    processes: Processes,
+    processes: Processes | None,
 ) -> Tensor:
     with torch.no_grad():
         of_positives = ("ious", ious.detach())

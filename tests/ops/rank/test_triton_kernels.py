@@ -43,11 +43,12 @@ _FILL = {
     "skip": "*i64", "cuts": "*i64", "base": "*fp64", "entries": "*i32", "geometry": "*fp64",
     "cell_sums": "*i64", "bin_sums": "*i64", "finite": "*i8", "total": "i64", "tiles": "i32",
     "bins": "i32", "digits": "i32", "spread": "i32", "HAS_SKIP": True, "CELLS": 16387,
-    "TILE": 1024, "PER_COPY": 1024, "BIN_COPIES": 8,
+    "TILE": 4096, "PART": 512, "PER_COPY": 256, "BIN_COPIES": 8,
 }  # fmt: skip
 _READ_OFF = {
     "base": "*fp64", "value": "*fp64", "slope": "*fp64", "entries": "*i32", "geometry": "*fp64",
-    "table": "*i64", "total": "i64", "tiles": "i32", "knots": "i32", "CELLS": 16387, "TILE": 2048,
+    "table": "*i64", "total": "i64", "tiles": "i32", "knots": "i32", "CELLS": 16387, "TILE": 4096,
+    "PART": 1024,
 }  # fmt: skip
 _KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lay": ("triton_grid", "lay_kernel", {
@@ -58,13 +59,36 @@ _KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fill, bfloat16": ("triton_fill", "fill_kernel", {"scores": "*bf16", "EXACT": True} | _FILL),
     "fill, float64": ("triton_fill", "fill_kernel", {"scores": "*fp64", "EXACT": False} | _FILL),
     "sum": ("triton_bins", "sum_cells_kernel", {
-        "cell_sums": "*i64", "running": "*i64", "totals": "*i64", "copies": "i32", "CELLS": 16387, "ROWS": 16,
-        "BLOCK": 128,
+        "cell_sums": "*i64", "running": "*i64", "totals": "*i64", "copies": "i32",
+        "CELLS": 16387, "ROWS": 16, "BLOCK": 128,
     }),
     "finish": ("triton_bins", "finish_kernel", {
         "base": "*fp64", "geometry": "*fp64", "running": "*i64", "before": "*i64",
         "bin_sums": "*i64", "number": "*i64", "beyond": "*fp64", "bins": "i32", "digits": "i32",
         "CELLS": 16387, "SUM_BLOCK": 128, "BIN_COPIES": 8, "BLOCK": 128,
+    }),
+    "prepare": ("triton_positives", "prepare_kernel", {
+        "scores": "*fp32", "skip": "*i64", "base": "*fp64", "ends": "*i32", "entries": "*i32",
+        "geometry": "*fp64", "cuts": "*i64", "sums": "*i64", "finite": "*i8", "positives": "i32",
+        "skipped": "i32", "tiles": "i32", "zeros": "i32", "delta_bits": "i64", "steps": "i32",
+        "skip_steps": "i32", "TILE": 4096, "CELLS_LOG2": 14, "DIGITS": 20, "WIDEST": 120,
+        "BLOCK": 256, "ZERO_BLOCK": 4096,
+    }),
+    "count": ("triton_positives", "count_kernel", {
+        "scores": "*fp32", "order": "*i64", "base": "*fp64", "ends": "*i32", "geometry": "*fp64",
+        "running": "*i64", "totals": "*i64", "bin_sums": "*i64", "finite": "*i8",
+        "before": "*i64", "above": "*i64", "excess": "*fp64", "counts": "*fp64",
+        "positives": "i32", "digits": "i32", "delta_bits": "i64", "CELLS": 16387,
+        "SUM_BLOCK": 128, "SUM_BLOCKS": 256, "BIN_COPIES": 8, "BLOCK": 1024,
+    }),
+    "pairs": ("triton_positives", "pairs_kernel", {
+        "scores": "*fp32", "order": "*i64", "values": "*fp32", "result": "*fp64",
+        "positives": "i32", "delta_bits": "i64", "ADJOINT": False, "BLOCK": 16, "OTHERS": 128,
+    }),
+    "pieces": ("triton_positives", "pieces_kernel", {
+        "scores": "*fp32", "order": "*i64", "base": "*fp64", "ends": "*i32", "weights": "*fp64",
+        "value": "*fp64", "slope": "*fp64", "positives": "i32", "stride": "i32",
+        "delta_bits": "i64", "BLOCK": 1024,
     }),
     "tabulate": ("triton_evaluate", "tabulate_kernel", {
         "base": "*fp64", "value": "*fp64", "slope": "*fp64", "entries": "*i32",
@@ -124,8 +148,8 @@ def test_the_kernels_compile_without_a_gpu(name: str, capability: int) -> None:
     if name.startswith("fill"):
         assert "red.global" in code or "red.relaxed" in code  # nobody waits for what was there
         assert "convert_layout" not in compiled.asm["ttgir"]  # no trip through shared memory
-    for line in code.splitlines():  # what is tiny must not be taken for zero: see lay_kernel
-        assert ".ftz" not in line or "cvt.rmi.ftz" in line, line
+    for line in code.splitlines():  # what is tiny must not be taken for zero: see edges
+        assert ".ftz" not in line or "cvt.rpi.ftz" in line, line
 
 
 @pytest.mark.cuda

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -21,9 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankdet.losses import ap_loss, error_sharing
+from rankdet.losses import alrp_loss, ap_loss, error_sharing, rank_sort_loss
 from rankdet.ops.rank import passes, rank_operator, vectorised
 from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
+from rankdet.ops.rank.pairs import Pairs
 from rankdet.ops.rank.vectorised import Bins
 
 # Triton itself may be there already: torchvision imports the compiler, and that Triton.
@@ -34,6 +36,7 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
 ]
 
 TILE = 64
@@ -287,21 +290,118 @@ def test_the_operator_by_name(who: str, bad: float) -> None:
         assert spread.isnan().all()
 
 
-def test_a_loss_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "aLRP": lambda x, t, e: torch.stack(alrp_loss(x, t, e)),
+    "aLRP, hard": lambda x, t, e: torch.stack(alrp_loss(x, t, e, loc_ranking="hard")),
+    "AP": lambda x, t, _: ap_loss(x, t)[None],
+    "Rank & Sort": lambda x, t, e: torch.stack(rank_sort_loss(x, t, e)),
+}
+
+
+def by(backend: passes.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the losses take one backend."""
+    for name in ("fill_bins", "evaluate", "rank_by_triton"):
+        function = functools.partial(getattr(passes, name), backend=backend)
+        monkeypatch.setattr(error_sharing, name, function)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("positives", [0, 1, 20])
+def test_a_loss_by_the_kernels(name: str, positives: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = LOSSES[name]
     logits = torch.randn(2 * TILE) * 2 - 2
-    targets = (torch.rand(2 * TILE) < 0.1).to(torch.int8) - (torch.rand(2 * TILE) < 0.1).to(
-        torch.int8
-    )
+    targets = -(torch.rand(2 * TILE) < 0.1).to(torch.int8)
+    targets[torch.randperm(2 * TILE)[:positives]] = 1
+    each = torch.rand(int((targets == 1).sum()))
+    backends: tuple[passes.Backend, ...] = ("vectorised", "triton")
     results = []
-    for backend in ("vectorised", "triton"):
-        for name in ("fill_bins", "evaluate"):
-            pass_ = functools.partial(getattr(passes, name), backend=backend)
-            monkeypatch.setattr(error_sharing, name, pass_)
+    for backend in backends:
+        by(backend, monkeypatch)
         given = logits.clone().requires_grad_()
-        value = ap_loss(given, targets)
-        (gradient,) = torch.autograd.grad(value, given)
-        results.append((value.detach(), gradient))
+        given_each = each.clone().requires_grad_()
+        value = loss(given, targets, given_each)
+        weighted = (value * torch.tensor([1.0, 3.0])[: len(value)]).sum()
+        gradients = torch.autograd.grad(weighted, (given, given_each), allow_unused=True)
+        results.append((value.detach(), [each for each in gradients if each is not None]))
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
+
+
+class Ranked:
+    """A ranking by kernels from end to end, beside plain torch."""
+
+    def __init__(self, pos: Tensor, neg: Tensor, delta: float, skip: Tensor) -> None:
+        from rankdet.ops.rank.triton_ranked import RankedPositives
+
+        self.pos, self.neg, self.delta, self.skip = pos, neg, delta, skip
+        self.ranked = RankedPositives(pos, neg, skip, delta, tile=TILE, programs=3, cells=CELLS)
+        self.knots = make_knots(pos, delta)
+
+    def check(self, kernels: ModuleType) -> None:
+        """Compare all that it has."""
+        ranked, knots = self.ranked, self.knots
+        assert bool(ranked.finite)
+        assert torch.equal(ranked.base, knots.base)
+        reference = rank_operator(self.pos, self.neg, self.delta, "reference", skip=self.skip)
+        torch.testing.assert_close(ranked.counts, reference.counts(), rtol=1e-9, atol=0)
+
+        values, pairs = torch.rand(2, len(self.pos)), Pairs(self.pos, knots, self.delta)
+        expected = pairs.counts(values.double())
+        torch.testing.assert_close(ranked.pair_counts(values), expected, rtol=1e-12, atol=1e-12)
+        expected = pairs.spread(values[1].double())
+        torch.testing.assert_close(ranked.pair_spread(values[1]), expected, rtol=1e-12, atol=1e-12)
+
+        weights = values.double()
+        function, plain = ranked.pieces(weights), pieces(knots, weights)
+        wide = torch.nn.functional.pad(knots.gap != 0, (1, 0))  # in others no score ever lies
+        for mine, theirs in zip(function, plain, strict=True):
+            torch.testing.assert_close(mine[:, wide], theirs[:, wide], rtol=1e-9, atol=1e-12)
+        for each, weight in zip(range(2), weights, strict=True):
+            one = Pieces(function.value[each], function.slope[each])
+            args = (ranked.base, one, self.neg, self.skip, ranked.notes, torch.float64)
+            expected = reference.spread(weight)
+            torch.testing.assert_close(
+                kernels.evaluate(*args, tile=TILE),
+                expected,
+                rtol=0,
+                atol=1e-12 * float(expected.max()) if expected.numel() else 0,
+            )
+
+
+@pytest.mark.parametrize(("regime", "delta"), REGIMES)
+def test_a_ranking_from_end_to_end(kernels: ModuleType, regime: str, delta: float) -> None:
+    pos, neg = scores(regime, 33, 2 * TILE + 11, delta)
+    Ranked(pos, torch.cat([neg, pos]), delta, torch.tensor([3, TILE, TILE + 1])).check(kernels)
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "skipped"),
+    [(1, 1, 0), (1, 0, 0), (2, TILE, TILE), (300, TILE + 1, 1), (700, 3, 2)],
+)
+def test_a_ranking_of_any_size(
+    kernels: ModuleType, positives: int, negatives: int, skipped: int
+) -> None:
+    pos, neg = scores("trained", positives, negatives, 1.0)
+    Ranked(pos, neg, 1.0, torch.arange(skipped)).check(kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("delta", [0.7, 0.0])
+def test_a_ranking_of_any_dtype(kernels: ModuleType, dtype: torch.dtype, delta: float) -> None:
+    pos, neg = (part.to(dtype) for part in scores("trained", 20, 2 * TILE, 1.0))
+    pos = pos.to(torch.promote_types(dtype, torch.float32))
+    Ranked(pos, neg, delta, no_skip()).check(kernels)
+
+
+@pytest.mark.parametrize(
+    ("who", "bad"), [("pos", torch.nan), ("pos", -torch.inf), ("neg", torch.inf)]
+)
+def test_a_ranking_with_a_number_that_is_none(who: str, bad: float) -> None:
+    pos, neg = scores("trained", 5, TILE, 1.0)
+    {"pos": pos, "neg": neg}[who][3] = bad
+    ranked = Ranked(pos, neg, 1.0, no_skip()).ranked
+    assert not bool(ranked.finite)
+    assert ranked.counts.isnan().all()
+    assert ranked.pieces(torch.full((1, 5), torch.nan, dtype=torch.float64)).value.isnan().all()
 
 
 def test_scores_that_are_not_contiguous(kernels: ModuleType) -> None:
@@ -341,3 +441,4 @@ def test_any_scores(
     )
     expected = vectorised.evaluate(knots.base, function, n, no_skip(), plain.notes, torch.float64)
     torch.testing.assert_close(spread, expected, rtol=1e-9, atol=1e-12)
+    Ranked(p, n, delta, no_skip()).check(kernels)

@@ -18,7 +18,7 @@ from rankdet.ops.rank.triton_grid import DeviceGrid, lay_grid
 from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype
 
 # Scores that a program of the second pass looks at in one go.
-EVALUATE_TILE = 2048
+EVALUATE_TILE = 4096
 
 
 def fill_bins(

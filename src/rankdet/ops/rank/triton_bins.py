@@ -195,15 +195,18 @@ def contents(
 
     inverse, width = tl.load(geometry), tl.load(geometry + 1)
     lowest = tl.load(geometry + 2)
-    # All cells between that of the knot below and that of the knot above belong to the bin.
+    # The cells above that of the knot below, up to that of the knot above, belong to the bin; this
+    # last one only if the knot stands at its edge.
     begin = find_cells(knot, inverse, lowest, CELLS)[0] + 1
-    end = tl.where(ends, find_cells(upper, inverse, lowest, CELLS)[0], CELLS)
+    last = find_cells(upper, inverse, lowest, CELLS)[0]
+    place = upper * inverse
+    end = tl.where(ends, last + (tl.ceil(place) == place).to(tl.int32), CELLS)
     some = inside & (end > begin)
     count = _between(running, before, begin, end, 0, some, CELLS, SUM_BLOCK)
     places = _between(running, before, begin, end, 1, some, CELLS, SUM_BLOCK)
     parts = _between(running, before, begin, end, 2, some, CELLS, SUM_BLOCK)
     # Widths of cells from the lower edge of the first of them, then on to the knot.
-    widths = (places - count * begin).to(tl.float64) + parts.to(tl.float64) / PARTS
+    widths = (places - count * (begin - 1)).to(tl.float64) - parts.to(tl.float64) / PARTS
     sum_ = widths * width + count.to(tl.float64) * ((begin + lowest) * width - knot)
 
     whole, rest = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.int64)

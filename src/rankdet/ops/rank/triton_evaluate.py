@@ -24,8 +24,9 @@ from rankdet.ops.rank.triton_grid import (
 )
 
 _TABLE_BLOCK = 256
-_WARPS = 8
+_WARPS = 4
 _PROGRAMS_PER_PROCESSOR = 16
+_PART = 1024
 
 
 def read_off(
@@ -88,6 +89,7 @@ def read_off(
         FINE=fine,
         CELLS=cells,
         TILE=tile,
+        PART=min(tile, _PART),
         num_warps=_WARPS,
         enable_fp_fusion=True,
     )
@@ -150,6 +152,7 @@ def read_off_kernel(
     FINE: tl.constexpr,
     CELLS: tl.constexpr,
     TILE: tl.constexpr,
+    PART: tl.constexpr,
 ) -> None:
     """Write the function's value at each score of every n-th tile; see `read_off`."""
     wide: tl.constexpr = tl.float32 if EXACT else tl.float64
@@ -161,15 +164,18 @@ def read_off_kernel(
     near = tl.cast(0.0, kind)
     held_slope = tl.cast(0.0, kind)
     held_height = tl.load(value).to(kind)
-    lane = tl.arange(0, TILE)
+    lane = tl.arange(0, PART)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * TILE
-        inside = lane < total - start
-        score = tl.load(scores + start + lane, mask=inside, other=0).to(wide)
-        finite = tl.abs(score) < float("inf")
-        bounded = tl.where(finite, score, float("inf"))
-        high = tl.max(tl.where(inside, bounded, -float("inf")))
-        low = tl.min(tl.where(inside, bounded, float("inf")))
+        highest = tl.full([PART], float("-inf"), wide)
+        lowest_here = tl.full([PART], float("inf"), wide)
+        for part in tl.static_range(TILE // PART):
+            inside = lane < tl.minimum(total - start - part * PART, PART).to(tl.int32)
+            score = tl.load(scores + start + part * PART + lane, mask=inside, other=0).to(wide)
+            bounded = tl.where(tl.abs(score) < float("inf"), score, float("inf"))
+            highest = tl.maximum(highest, tl.where(inside, bounded, float("-inf")))
+            lowest_here = tl.minimum(lowest_here, tl.where(inside, bounded, float("inf")))
+        high, low = tl.max(highest), tl.min(lowest_here)
         single = high < float("inf")
         if single & ((low.to(tl.float64) <= held_low) | (high.to(tl.float64) > held_high)):
             low_bin, high_bin = find_two_bins(
@@ -187,31 +193,67 @@ def read_off_kernel(
                 held_height = (tl.load(value + high_bin) - offset).to(kind)
                 held_slope = steepness.to(kind)
         if single:
-            straight = held_height + held_slope * (score.to(kind) - near)
-            found = tl.where(held_slope == 0, held_height, straight)
-            tl.store(result + start + lane, found, mask=inside)
+            for part in tl.static_range(TILE // PART):
+                place = start + part * PART
+                inside = lane < tl.minimum(total - place, PART).to(tl.int32)
+                score = tl.load(scores + place + lane, mask=inside, other=0).to(wide)
+                straight = held_height + held_slope * (score.to(kind) - near)
+                found = tl.where(held_slope == 0, held_height, straight)
+                tl.store(result + place + lane, found, mask=inside)
         else:
-            cell, part = find_cells(score, inverse, lowest, CELLS)
-            known = inside & finite
-            if FINE:
-                height = tl.load(table + cell, mask=known, other=0).to(tl.float64, bitcast=True)
-                rise = tl.load(table + CELLS + cell, mask=known, other=0)
-                rise = rise.to(tl.float64, bitcast=True)
-            else:
-                line = tl.load(table + cell, mask=known, other=0)
-                height = line.to(tl.int32).to(tl.float32, bitcast=True)
-                rise = (line >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-            found = height + rise * part.to(kind)
-            search = known & (height != height)
-            if tl.max(search.to(tl.int32)) > 0:
-                entry = tl.load(entries + cell, mask=search, other=0)
-                steps = entry & ENTRY_STEPS
-                most = tl.max(steps)
-                score64 = score.to(tl.float64)
-                bin_ = count_below(score64, base + 1, entry >> ENTRY_SHIFT, steps, most, knots)
-                distance = score64 - tl.load(base + bin_, mask=search, other=0.0)
-                steepness = tl.load(slope + bin_, mask=search, other=0.0)
-                exact = tl.load(value + bin_, mask=search, other=0.0)
-                exact = tl.where(steepness == 0, exact, exact + steepness * distance)
-                found = tl.where(search, exact.to(kind), found)
-            tl.store(result + start + lane, tl.where(finite, found, float("nan")), mask=inside)
+            for number in range(TILE // PART):
+                _read_one_by_one(
+                    scores, base, value, slope, entries, table, result,
+                    start + number * PART, total, inverse, lowest, knots,
+                    EXACT, FINE, CELLS, PART,
+                )  # fmt: skip
+
+
+@triton.jit
+def _read_one_by_one(
+    scores: tl.tensor,
+    base: tl.tensor,
+    value: tl.tensor,
+    slope: tl.tensor,
+    entries: tl.tensor,
+    table: tl.tensor,
+    result: tl.tensor,
+    start: tl.tensor,
+    total: tl.tensor,
+    inverse: tl.tensor,
+    lowest: tl.tensor,
+    knots: tl.tensor,
+    EXACT: tl.constexpr,
+    FINE: tl.constexpr,
+    CELLS: tl.constexpr,
+    PART: tl.constexpr,
+) -> None:
+    """Write the function's value at each score of a part of a tile."""
+    wide: tl.constexpr = tl.float32 if EXACT else tl.float64
+    kind: tl.constexpr = tl.float64 if FINE else tl.float32
+    lane = tl.arange(0, PART)
+    inside = lane < tl.minimum(total - start, PART).to(tl.int32)
+    score = tl.load(scores + start + lane, mask=inside, other=0).to(wide)
+    finite = tl.abs(score) < float("inf")
+    cell, part = find_cells(score, inverse, lowest, CELLS)
+    known = inside & finite
+    if FINE:
+        height = tl.load(table + cell, mask=known, other=0).to(tl.float64, bitcast=True)
+        rise = tl.load(table + CELLS + cell, mask=known, other=0).to(tl.float64, bitcast=True)
+    else:
+        line = tl.load(table + cell, mask=known, other=0)
+        height = line.to(tl.int32).to(tl.float32, bitcast=True)
+        rise = (line >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    found = height + rise * part.to(kind)
+    search = known & (height != height)
+    if tl.max(search.to(tl.int32)) > 0:
+        entry = tl.load(entries + cell, mask=search, other=0)
+        steps = entry & ENTRY_STEPS
+        score64 = score.to(tl.float64)
+        bin_ = count_below(score64, base + 1, entry >> ENTRY_SHIFT, steps, tl.max(steps), knots)
+        distance = score64 - tl.load(base + bin_, mask=search, other=0.0)
+        steepness = tl.load(slope + bin_, mask=search, other=0.0)
+        exact = tl.load(value + bin_, mask=search, other=0.0)
+        exact = tl.where(steepness == 0, exact, exact + steepness * distance)
+        found = tl.where(search, exact.to(kind), found)
+    tl.store(result + start + lane, tl.where(finite, found, float("nan")), mask=inside)

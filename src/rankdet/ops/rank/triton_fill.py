@@ -2,7 +2,7 @@
 
 A tile of scores below every ramp is skipped. One that lies within a single bin, which is every
 tile at the start of a training, adds two sums that stay in registers until the bin changes. In
-any other tile, each score goes to its cell of the grid: its distance to the lower edge, in units
+any other tile, each score goes to its cell of the grid: its distance to the upper edge, in units
 of 2^-23 of the width, is a whole number for float32 and anything narrower, so number and sum of
 distances are kept in one 64-bit integer and added by one atomic operation. The few scores that
 share a cell with a knot, and those next to zero, are searched for and go to their bins.
@@ -38,10 +38,11 @@ from rankdet.ops.rank.triton_grid import (
     power_of_two,
 )
 
-# Scores that a program looks at in one go: with 2048 the compiler wants more than twice the
-# registers, and too few programs would fit on a multiprocessor.
-TILE = 1024
-_PROGRAMS_PER_PROCESSOR = 8
+# Scores that a program looks at in one go, to find out whether one bin holds them all; and those
+# that it then takes one by one: with more, too few programs would fit on a multiprocessor.
+TILE = 4096
+PART = 512
+_PROGRAMS_PER_PROCESSOR = 4
 _WARPS = 8
 
 
@@ -131,6 +132,7 @@ def add_scores(
             HAS_SKIP=skip.numel() > 0,
             CELLS=shape.cells,
             TILE=shape.tile,
+            PART=min(shape.tile, PART),
             PER_COPY=shape.per_copy,
             BIN_COPIES=BIN_COPIES,
             num_warps=_WARPS,
@@ -174,14 +176,102 @@ def _add(
 
 
 @triton.jit
-def _is_left_out(places: tl.tensor, skip: tl.tensor, begin: tl.tensor, end: tl.tensor) -> tl.tensor:
-    """Tell which places (int64) are among the entries begin .. end - 1 of skip."""
+def _is_left_out(
+    lane: tl.tensor, start: tl.tensor, skip: tl.tensor, begin: tl.tensor, end: tl.tensor
+) -> tl.tensor:
+    """Tell which places (start, int64, + lane, int32) are among the entries begin .. end - 1."""
     steps = 0
     while ((end - begin) >> steps) > 0:
         steps += 1
-    none = tl.zeros_like(places)
-    found = count_below(places, skip, none + begin, none + steps, steps, end)
-    return (tl.load(skip + found, mask=found < end, other=-1)) == places
+    place = lane * 0
+    mine = skip + begin
+    count = (end - begin).to(tl.int32)
+    for i in range(steps):
+        step = 1 << (steps - 1 - i)
+        ahead = place + (step - 1)
+        inside = ahead < count
+        found = tl.load(mine + ahead, mask=inside, other=0) - start
+        place += tl.where(inside & (found < lane), step, 0)
+    return (tl.load(mine + place, mask=place < count, other=-1) - start) == lane
+
+
+@triton.jit
+def _part(
+    scores: tl.tensor,
+    skip: tl.tensor,
+    start: tl.tensor,
+    total: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    wide: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    PART: tl.constexpr,
+) -> tl.tensor:
+    """Read some scores, and tell which are there and not among entries begin .. end - 1 of skip."""
+    lane = tl.arange(0, PART)
+    keep = lane < tl.minimum(total - start, PART).to(tl.int32)
+    score = tl.load(scores + start + lane, mask=keep, other=0).to(wide)
+    if HAS_SKIP:  # noqa: SIM102 - known when compiling, the other is not
+        if end > begin:
+            keep = keep & (_is_left_out(lane, start, skip, begin, end) == 0)
+    return score, keep
+
+
+@triton.jit
+def _add_one_by_one(
+    scores: tl.tensor,
+    skip: tl.tensor,
+    base: tl.tensor,
+    entries: tl.tensor,
+    cell_sums: tl.tensor,
+    my_bins: tl.tensor,
+    start: tl.tensor,
+    total: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    tile: tl.tensor,
+    first_copy: tl.tensor,
+    spread: tl.tensor,
+    inverse: tl.tensor,
+    lowest: tl.tensor,
+    knots: tl.tensor,
+    digits: tl.tensor,
+    EXACT: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    CELLS: tl.constexpr,
+    PART: tl.constexpr,
+) -> None:
+    """Add a part of a tile of finite scores, each to its cell or, where it has to be, its bin."""
+    wide: tl.constexpr = tl.float32 if EXACT else tl.float64
+    lane = tl.arange(0, PART)
+    score, keep = _part(scores, skip, start, total, begin, end, wide, HAS_SKIP, PART)
+    score = tl.where(keep, score, 0)
+    cell, part = find_cells(score, inverse, lowest, CELLS)
+    entry = tl.load(entries + cell, mask=keep, other=0)
+    steps = entry & ENTRY_STEPS
+    bin_ = entry >> ENTRY_SHIFT
+    search = keep
+    if EXACT:
+        search = keep & ((entry & (ENTRY_STEPS | ENTRY_ROUNDED)) != 0)
+        copy = first_copy + ((tile + lane) & (spread - 1))
+        packed = ((1 - part) * PARTS).to(tl.int64) + ONE_SCORE
+        tl.atomic_add(
+            cell_sums + copy.to(tl.int64) * CELLS + cell,
+            packed,
+            mask=keep & (search == 0) & (bin_ > 0),
+            sem="relaxed",
+        )
+    if tl.max(search.to(tl.int32)) > 0:
+        most = tl.max(tl.where(search, steps, 0))
+        steps = tl.where(search, steps, 0)
+        fine = score.to(tl.float64)
+        bin_ = count_below(fine, base + 1, bin_, steps, most, knots)
+        search = search & (bin_ > 0)
+        knot = tl.load(base + bin_, mask=search, other=0.0)
+        upper = tl.load(base + bin_ + 1, mask=search & (bin_ < knots), other=float("inf"))
+        whole, rest = _split(tl.where(search, fine - knot, 0.0), upper - knot, digits)
+        one = tl.full([PART], 1, tl.int64)
+        _add(my_bins, knots + 1, bin_, one, whole, rest, search)
 
 
 # Each thread takes single scores, not four neighbours in one access as alignment would allow: the
@@ -209,6 +299,7 @@ def fill_kernel(
     HAS_SKIP: tl.constexpr,
     CELLS: tl.constexpr,
     TILE: tl.constexpr,
+    PART: tl.constexpr,
     PER_COPY: tl.constexpr,
     BIN_COPIES: tl.constexpr,
 ) -> None:
@@ -231,17 +322,20 @@ def fill_kernel(
     )
     for tile in range(program, tiles, tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * TILE
-        lane = tl.arange(0, TILE)
-        keep = lane < total - start
-        score = tl.load(scores + start + lane, mask=keep, other=0).to(wide)
+        begin, end = 0, 0
         if HAS_SKIP:
             begin, end = tl.load(cuts + tile), tl.load(cuts + tile + 1)
-            if end > begin:
-                keep = keep & (_is_left_out(start + lane, skip, begin, end) == 0)
-        # What is not finite becomes the highest of all and is seen there.
-        bounded = tl.where(tl.abs(score) < float("inf"), score, float("inf"))
-        high = tl.max(tl.where(keep, bounded, -float("inf")))
-        low = tl.min(tl.where(keep, bounded, float("inf")))
+        highest = tl.full([PART], float("-inf"), wide)
+        lowest_here = tl.full([PART], float("inf"), wide)
+        for part in tl.static_range(TILE // PART):
+            score, keep = _part(
+                scores, skip, start + part * PART, total, begin, end, wide, HAS_SKIP, PART
+            )
+            # What is not finite becomes the highest of all and is seen there.
+            bounded = tl.where(tl.abs(score) < float("inf"), score, float("inf"))
+            highest = tl.maximum(highest, tl.where(keep, bounded, float("-inf")))
+            lowest_here = tl.minimum(lowest_here, tl.where(keep, bounded, float("inf")))
+        high, low = tl.max(highest), tl.min(lowest_here)
         if high == float("inf"):
             tl.store(finite, 0)
         elif high.to(tl.float64) > first_knot:
@@ -264,43 +358,25 @@ def fill_kernel(
                         base + high_bin + 1, mask=high_bin < knots, other=float("inf")
                     )
                 knot, gap = held_low, held_high - held_low
-                distance = tl.sum(tl.where(keep, score.to(tl.float64) - knot, 0.0))
-                whole, rest = _split(distance, gap, digits)
-                held_number += tl.sum(keep.to(tl.int32)).to(tl.int64)
+                distances = tl.zeros([PART], tl.float64)
+                numbers = tl.zeros([PART], tl.int32)
+                for part in tl.static_range(TILE // PART):
+                    score, keep = _part(
+                        scores, skip, start + part * PART, total, begin, end, wide, HAS_SKIP, PART
+                    )
+                    distances += tl.where(keep, score.to(tl.float64) - knot, 0.0)
+                    numbers += keep.to(tl.int32)
+                whole, rest = _split(tl.sum(distances), gap, digits)
+                held_number += tl.sum(numbers).to(tl.int64)
                 held_whole += whole
                 held_rest += rest
             else:
-                cell, part = find_cells(score, inverse, lowest, CELLS)
-                entry = tl.load(entries + cell, mask=keep, other=0)
-                steps = entry & ENTRY_STEPS
-                bin_ = entry >> ENTRY_SHIFT
-                if EXACT:
-                    search = keep & ((entry & (ENTRY_STEPS | ENTRY_ROUNDED)) != 0)
-                    # Neighbours often have equal scores: each adds to another copy.
-                    first_copy = (tile // (PER_COPY * spread)) * spread
-                    copy = first_copy + ((tile + lane) & (spread - 1))
-                    packed = (part * PARTS).to(tl.int64) + ONE_SCORE
-                    tl.atomic_add(
-                        cell_sums + copy.to(tl.int64) * CELLS + cell,
-                        packed,
-                        mask=keep & (search == 0) & (bin_ > 0),
-                        sem="relaxed",
-                    )
-                else:
-                    search = keep
-                if tl.max(search.to(tl.int32)) > 0:
-                    most = tl.max(tl.where(search, steps, 0))
-                    steps = tl.where(search, steps, 0)
-                    fine = score.to(tl.float64)
-                    bin_ = count_below(fine, base + 1, bin_, steps, most, knots)
-                    search = search & (bin_ > 0)
-                    knot = tl.load(base + bin_, mask=search, other=0.0)
-                    upper = tl.load(
-                        base + bin_ + 1, mask=search & (bin_ < knots), other=float("inf")
-                    )
-                    whole, rest = _split(tl.where(search, fine - knot, 0.0), upper - knot, digits)
-                    one = tl.full([TILE], 1, tl.int64)
-                    _add(my_bins, bins, bin_, one, whole, rest, search)
+                # Neighbours often have equal scores: each adds to another copy.
+                first_copy = (tile // (PER_COPY * spread)) * spread
+                for number in range(TILE // PART):
+                    _add_one_by_one(
+                        scores, skip, base, entries, cell_sums, my_bins,
+                        start + number * PART, total, begin, end, tile, first_copy, spread,
+                        inverse, lowest, knots, digits, EXACT, HAS_SKIP, CELLS, PART,
+                    )  # fmt: skip
     _add(my_bins, bins, held_bin, held_number, held_whole, held_rest, held_bin > 0)
-
-

@@ -1,10 +1,12 @@
 """The grid over the knots, on the device: the bin of most scores without a search.
 
-Cells are a power of two wide, so the cell of a score is its exact quotient, rounded down. A knot
-in a lower cell lies below the score, one in a higher cell above it. An entry for each cell says
-how many knots lie in lower cells, which is the bin of its scores where it holds no knot itself,
-and how many steps of a binary search tell apart the knots that it holds. A cell may hold any
-number of knots, equal ones too: the search has as many steps as their number has digits.
+Cells are a power of two wide, so the cell of a score is its exact quotient, rounded up, less one:
+a cell holds its upper edge, not its lower. A knot in a lower cell lies below the score; one in a
+higher cell, or at the upper edge, does not. An entry for each cell says how many knots lie in lower
+cells, which is the bin of its scores where it holds no knot inside, and how many steps of a binary
+search tell apart the knots that it holds. A cell may hold any number of knots, equal ones too: the
+search has as many steps as their number has digits. Knots at edges need no search: scores in half
+precision are few different numbers, and knots are the same numbers, shifted by one.
 
 The geometry is worked out on the device as well, so that the host never waits for a knot.
 """
@@ -111,6 +113,7 @@ def count_below(
     steps: tl.tensor,
     most: tl.tensor,
     end: tl.tensor,
+    TIES: tl.constexpr = False,
 ) -> tl.tensor:
     """Return begin plus how many of the next 2^steps - 1 entries of a sorted table are below x.
 
@@ -121,6 +124,7 @@ def count_below(
         steps: shaped as x.
         most: scalar, the largest of steps.
         end: how many entries the table has; there is none beyond.
+        TIES: whether entries equal to x count too.
     """
     place = begin
     for i in range(most):
@@ -129,7 +133,8 @@ def count_below(
         ahead = place + (step - 1)
         inside = (steps > shift) & (ahead < end)
         found = tl.load(table + ahead, mask=inside, other=0)
-        place += tl.where(inside & (found < x), step, 0).to(place.dtype)
+        lower = (found <= x) if TIES else (found < x)
+        place += tl.where(inside & lower, step, 0).to(place.dtype)
     return place
 
 
@@ -137,12 +142,12 @@ def count_below(
 def find_cells(
     scores: tl.tensor, inverse: tl.tensor, lowest: tl.tensor, CELLS: tl.constexpr
 ) -> tl.tensor:
-    """Return the cells of scores, and the part of its cell that lies below each, in [0, 1).
+    """Return the cells of scores, and the part of its cell that lies below each, in (0, 1].
 
     The part is 0 in the first and the last cell, which have no end, and for a NaN.
     """
     place = scores * inverse
-    whole = tl.floor(place)
+    whole = tl.ceil(place) - 1
     cell = whole - lowest
     below = cell < CELLS - 1  # not where it is NaN
     part = tl.where(below & (cell > 0), place - whole, 0.0)
@@ -189,6 +194,13 @@ def geometry_of(
 
 
 @triton.jit
+def edges(number: tl.tensor, width: tl.tensor) -> tl.tensor:
+    """Return the edges between which the scores of a cell lie, so many widths from zero."""
+    # A GPU takes what is just above zero for zero: so the cell below zero may hold it too.
+    return number * width, tl.where(number == -1, 1.0, number + 1) * width
+
+
+@triton.jit
 def write_entry(
     entries: tl.tensor,
     cell: tl.tensor,
@@ -198,12 +210,12 @@ def write_entry(
     most: tl.tensor,
     CELLS: tl.constexpr,
 ) -> None:
-    """Write the entries of cells with so many knots below them, and below their upper edge.
+    """Write the entries of cells with so many knots below them (or at the edge), and inside too.
 
     Args:
         entries: of the grid.
         cell: which.
-        lower: number of knots below.
+        lower: number of knots below or at the lower edge.
         upper: number of knots below the upper edge.
         number: of widths from zero to the cell.
         most: number of digits of the number of knots, at least.
@@ -240,11 +252,8 @@ def lay_kernel(
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     none = tl.zeros([BLOCK], tl.int32)
     number = cell + lowest
-    # On a GPU, rounding down takes what is just below zero for zero: so look at either side there.
-    edge = tl.where(number == 0, -1.0, number) * width
-    lower = count_below(edge, base + 1, none, none + knots_steps, knots_steps, knots)
-    upper = count_below(
-        (number + 1) * width, base + 1, none, none + knots_steps, knots_steps, knots
-    )
-    upper = tl.where(cell == CELLS - 1, knots, upper)
+    edge, upper_edge = edges(number, width)
+    lower = count_below(edge, base + 1, none, none + knots_steps, knots_steps, knots, TIES=True)
+    upper = count_below(upper_edge, base + 1, none, none + knots_steps, knots_steps, knots)
+    upper = tl.maximum(tl.where(cell == CELLS - 1, knots, upper), lower)
     write_entry(entries, cell, lower, upper, number, knots_steps, CELLS)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from rankdet.ops.rank.triton_bins import contents
-from rankdet.ops.rank.triton_grid import count_below, geometry_of, write_entry
+from rankdet.ops.rank.triton_grid import count_below, edges, geometry_of, write_entry
 
 _RESOLUTION = tl.constexpr(2.0**-52)
 _LOWEST = tl.constexpr(-(1 << 63))
@@ -59,11 +59,16 @@ def _count_ends(
 
 @triton.jit
 def _count_knots(
-    x: tl.tensor, scores: tl.tensor, positives: tl.tensor, steps: tl.tensor, delta: tl.tensor
+    x: tl.tensor,
+    scores: tl.tensor,
+    positives: tl.tensor,
+    steps: tl.tensor,
+    delta: tl.tensor,
+    TIES: tl.constexpr,
 ) -> tl.tensor:
-    """Return how many knots lie below x."""
-    begins = _count_ends(x, scores, positives, steps, delta, HIGH=False, TIES=False)
-    return begins + _count_ends(x, scores, positives, steps, delta, HIGH=True, TIES=False)
+    """Return how many knots lie below x; TIES: at x too."""
+    begins = _count_ends(x, scores, positives, steps, delta, HIGH=False, TIES=TIES)
+    return begins + _count_ends(x, scores, positives, steps, delta, HIGH=True, TIES=TIES)
 
 
 @triton.jit(
@@ -155,12 +160,11 @@ def prepare_kernel(
             sound = (tl.abs(first) < float("inf")) & (tl.abs(last) < float("inf"))
             tl.store(finite, sound.to(tl.int8))
         cell = (job - of_knots) * BLOCK + lane
-        # On a GPU, rounding down takes what is just below zero for zero: so look at either side.
         number = cell + lowest
-        edge = tl.where(number == 0, -1.0, number) * width
-        lower = _count_knots(edge, scores, positives, steps, delta)
-        upper = _count_knots((number + 1) * width, scores, positives, steps, delta)
-        upper = tl.where(cell == CELLS - 1, 2 * positives, upper)
+        edge, upper_edge = edges(number, width)
+        lower = _count_knots(edge, scores, positives, steps, delta, TIES=True)
+        upper = _count_knots(upper_edge, scores, positives, steps, delta, TIES=False)
+        upper = tl.maximum(tl.where(cell == CELLS - 1, 2 * positives, upper), lower)
         write_entry(entries, cell, lower, upper, number, steps + 1, CELLS)
     elif job < of_knots + of_cells + of_cuts:
         tile = (job - of_knots - of_cells) * BLOCK + lane

@@ -23,8 +23,8 @@ MOST_POSITIVES = 1 << 14
 _BLOCK = 256
 _ZERO_BLOCK = 4096
 _SCAN_BLOCK = 1024
-_PAIRS_BLOCK = 32
-_PAIRS_OTHERS = 64
+_PAIRS_BLOCK = 16
+_PAIRS_OTHERS = 128
 
 
 class RankedPositives:
@@ -135,7 +135,7 @@ class RankedPositives:
             num_warps=8,
         )
         self.finite = finite.view(torch.bool)
-        nothing = skip[:0]
+        nothing = skip.new_empty(0)  # nothing of skip itself: the notes must not share memory
         self.notes = Notes(
             cells=nothing.to(torch.int32),
             below=grid.entries,
