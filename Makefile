@@ -6,6 +6,7 @@
 #   make browser     a browser for the tests of the report, where apt-get may install one
 #   make check       formatter, linter, type checker, import ladder
 #   make bench       time the losses on this machine -> benchmarks/results/
+#   make bench-train time whole training steps beside torchvision's RetinaNet
 #   make gpu-check   what needs a GPU, in one command
 #   make demo-test   what a newcomer does: fresh clone, `make demo`, look at the AP
 #   make lock        choose the pinned versions anew -> requirements/
@@ -18,7 +19,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-test test browser check format bench gpu-check lock clean
+.PHONY: help setup demo demo-test test browser check format bench bench-train gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,6 +64,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-train: $(READY)
+	$(BIN)/python -m benchmarks.detector_step $(ARGS)
 
 # The GPU machine may have its own PyTorch and no network: a Python that can
 # already import torch and see a GPU is used as it is, without set-up.
