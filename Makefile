@@ -72,7 +72,7 @@ bench-train: $(READY)
 # already import torch and see a GPU is used as it is, without set-up.
 gpu-check:
 	@if $(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
-	  PYTHONPATH=src:. $(PYTHON) -m benchmarks.gpu_check $(ARGS); \
+	  PYTHONPATH="src:.$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks.gpu_check $(ARGS); \
 	else \
 	  $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m benchmarks.gpu_check $(ARGS); \
 	fi

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
+from torchvision.ops import box_iou
 
 from rankdet.config.build import build_optimizer
 from rankdet.config.build_criterion import build_criterion
 from rankdet.config.build_model import build_detector, build_post_process
 from rankdet.config.load import load_recipe
 from rankdet.engine.detecting import predict
-from rankdet.structures import Targets
+from rankdet.structures import Detections, Targets
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "choose-a-detector-and-a-loss.md"
 GIOU = ("box.kind=giou", "box_weight=2")
@@ -49,6 +50,7 @@ BASES = {
     "faster_rcnn": "faster_rcnn_alrp-small",
 }
 STEPS = 20
+SLOW = ("aLRP, self-balance", "aLRP, scalar weight", "DR + smooth L1", "varifocal + GIoU")
 
 
 def ticked() -> list[tuple[str, str]]:
@@ -103,6 +105,13 @@ def test_the_table_has_every_row_and_detector() -> None:
     assert len(pairs) > 60
 
 
+def steps_of(name: str, row: str) -> int:
+    """Return after how many steps a pair has learned the two images."""
+    if row not in SLOW:
+        return STEPS
+    return 3 * STEPS if name == "faster_rcnn" else 2 * STEPS
+
+
 @pytest.mark.parametrize(("name", "row"), ticked())
 def test_a_pair_learns_by_heart_and_survives_being_saved(name: str, row: str) -> None:
     recipe = load_recipe(BASES[name], changes(name, row))
@@ -112,7 +121,7 @@ def test_a_pair_learns_by_heart_and_survives_being_saved(name: str, row: str) ->
     optimizer = build_optimizer(recipe, nn.ModuleDict({"d": detector, "c": criterion}))
     images, targets = scene()
     values = []
-    for _ in range(STEPS):
+    for _ in range(steps_of(name, row)):
         predictions = predict(detector, images, targets.sizes, targets)
         terms = criterion(predictions, targets)
         values.append(float(terms.total.detach()))
@@ -121,8 +130,19 @@ def test_a_pair_learns_by_heart_and_survives_being_saved(name: str, row: str) ->
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
         optimizer.step()
     assert all(torch.tensor(values).isfinite())
-    # Where targets depend on the boxes found, the loss first rises.
-    assert sum(values[-3:]) / 3 < 0.9 * max(values[:6]), values
+    # Where targets depend on the boxes found, and where boxes count for more the better classes
+    # are ranked, the loss first rises.
+    assert sum(values[-3:]) / 3 < 0.6 * max(values[:6]), values
+
+    criterion.end_period()
+    judge: Any = build_criterion(recipe)
+    judge.load_state_dict(load_tensors(save_tensors(criterion.state_dict())))
+    losses = []
+    for each in (criterion, judge):
+        torch.manual_seed(0)  # what is drawn
+        with torch.no_grad():
+            losses.append(each(predictions, targets).total)
+    assert torch.equal(*losses)
 
     detector.eval()
     restored: Any = build_detector(recipe, 3)
@@ -138,3 +158,14 @@ def test_a_pair_learns_by_heart_and_survives_being_saved(name: str, row: str) ->
         assert torch.equal(one.boxes, other.boxes)
         assert torch.equal(one.scores, other.scores)
         assert len(one.scores) > 0
+    assert objects_found(again, targets) >= 2  # of 3
+
+
+def objects_found(found: list[Detections], targets: Targets) -> int:
+    """Return how many objects are among the 20 best detections of their image."""
+    count = 0
+    for best, boxes, labels in zip(found, targets.boxes, targets.labels, strict=True):
+        for box, label in zip(boxes[labels >= 0], labels[labels >= 0], strict=True):
+            fits = box_iou(box[None], best.boxes[:20])[0] > 0.5
+            count += int((fits & (best.labels[:20] == label)).any())
+    return count

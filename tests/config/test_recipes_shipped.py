@@ -52,36 +52,36 @@ def differences(one: str, other: str) -> set[str]:
 
 
 # One detector each: what a comparison of losses would compare beside the losses.
-@pytest.mark.parametrize(
-    ("one", "other", "keys"),
-    [
-        ("retinanet_r50_alrp", "retinanet_r50_ap", ALRP | AP | {"optimizer.lr"}),
-        ("retinanet_r50_alrp", "retinanet_r50_focal", ALRP | FOCAL
-         | {"optimizer.lr", "schedule.decay.at", "model.anchors.octave_scales", "model.box_stds"}),
-        ("retinanet_r50_alrp", "atss_r50_alrp",
-         {"model.detector", "model.anchors.ratios", "schedule.decay.at", "assigner.kind",
-          "assigner.top_k", "assigner.positive", "assigner.negative", "assigner.min_positive",
-          "assigner.low_quality"}),
-        ("atss_alrp-small", "atss_focal-small", ALRP | FOCAL),
-        ("atss_alrp-small", "atss_focal_giou-small", ALRP | FOCAL - GIOU),
-        ("atss_alrp-small", "atss_ap_giou-small", ALRP | AP - GIOU),
-        ("atss_alrp-small", "atss_rank_sort-small", ALRP),
-        ("atss_focal-small", "atss_focal_giou-small",
-         GIOU | {"criterion.box.kind", "criterion.box_weight"}),
-        ("retinanet_alrp-small", "retinanet_focal-small", ALRP | FOCAL),
-        ("retinanet_alrp-small", "retinanet_ap-small", ALRP | AP),
-        ("atss_alrp-small", "retinanet_alrp-small",
-         {"model.detector", "model.anchors.ratios", "assigner.kind", "assigner.top_k",
-          "assigner.positive", "assigner.negative", "assigner.min_positive",
-          "assigner.low_quality"}),
-        ("atss_alrp-small", "demo",
-         {"model.levels", "optimizer.lr", "data.train_size", "data.test_shorter",
-          "data.test_longer",
-          "data.augment.kind", "data.augment.scale", "data.augment.stretch", "data.augment.colour",
-          "data.augment.horizontal_flip", "data.augment.vertical_flip", "data.augment.min_visible",
-          "data.augment.keep_aspect", "schedule.steps", "training.evaluations"}),
-    ],
-)  # fmt: skip
+DIFFER: list[tuple[str, str, set[str]]] = [
+    ("retinanet_r50_alrp", "retinanet_r50_ap", ALRP | AP | {"optimizer.lr"}),
+    ("retinanet_r50_alrp", "retinanet_r50_focal", ALRP | FOCAL
+     | {"optimizer.lr", "schedule.decay.at", "model.anchors.octave_scales", "model.box_stds"}),
+    ("retinanet_r50_alrp", "atss_r50_alrp",
+     {"model.detector", "model.anchors.ratios", "schedule.decay.at", "assigner.kind",
+      "assigner.top_k", "assigner.positive", "assigner.negative", "assigner.min_positive",
+      "assigner.low_quality"}),
+    ("atss_alrp-small", "atss_focal-small", ALRP | FOCAL),
+    ("atss_alrp-small", "atss_focal_giou-small", ALRP | FOCAL - GIOU),
+    ("atss_alrp-small", "atss_ap_giou-small", ALRP | AP - GIOU),
+    ("atss_alrp-small", "atss_rank_sort-small", ALRP),
+    ("atss_focal-small", "atss_focal_giou-small",
+     GIOU | {"criterion.box.kind", "criterion.box_weight"}),
+    ("retinanet_alrp-small", "retinanet_focal-small", ALRP | FOCAL),
+    ("retinanet_alrp-small", "retinanet_ap-small", ALRP | AP),
+    ("atss_alrp-small", "retinanet_alrp-small",
+     {"model.detector", "model.anchors.ratios", "assigner.kind", "assigner.top_k",
+      "assigner.positive", "assigner.negative", "assigner.min_positive",
+      "assigner.low_quality"}),
+    ("atss_alrp-small", "demo",
+     {"model.levels", "optimizer.lr", "data.train_size", "data.test_shorter",
+      "data.test_longer", "data.cache_mb",
+      "data.augment.kind", "data.augment.scale", "data.augment.stretch", "data.augment.colour",
+      "data.augment.horizontal_flip", "data.augment.vertical_flip", "data.augment.min_visible",
+      "data.augment.keep_aspect", "schedule.steps", "training.evaluations"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other", "keys"), DIFFER)
 def test_recipes_of_a_detector_differ_in_these_keys_only(
     one: str, other: str, keys: set[str]
 ) -> None:
@@ -89,55 +89,86 @@ def test_recipes_of_a_detector_differ_in_these_keys_only(
 
 
 MAX_IOU = {f"assigner.{key}" for key in ("positive", "negative", "min_positive", "low_quality")}
+PAA = {f"assigner.{key}" for key in ("kind", "overlap", "box_weight", "crowd_overlap")}
 
 
 # What a comparison of these would compare beside the losses.
-@pytest.mark.parametrize(
-    ("one", "other", "keys"),
-    [
-        ("fovea_r50_alrp", "fovea_r50_focal", {"optimizer.lr"}),
-        ("fovea_r50_alrp", "fovea_r50_ap", {"optimizer.lr"}),
-        ("fovea_r50_alrp", "retinanet_r50_alrp",
-         {"model.detector", "schedule.decay.at", "assigner.kind", "assigner.scale_ranges",
-          "assigner.sigma", *MAX_IOU}),
-        ("atss_r50_alrp", "atss_r50_focal",
-         {"optimizer.lr", "model.anchors.octave_scales", "model.anchors.scale", "model.centreness",
-          "model.extra_levels", "model.head_norm", "model.level_scales"}),
-        ("atss_r50_focal", "atss_r50_quality_focal", {"model.centreness"}),
-        ("atss_r50_focal", "atss_r50_varifocal", {"model.centreness"}),
-        ("fcos_r50_focal", "fcos_r50_alrp", {"model.centreness", "optimizer.lr"}),
-        ("retinanet_r50_focal", "retinanet_r50_dr", set()),
-        ("retinanet_r50_focal", "free_anchor_r50",
-         {"model.box_stds", "assigner.kind", "assigner.crowd_overlap", *MAX_IOU}),
-        ("faster_rcnn_r50_alrp", "faster_rcnn_r50_ce",
-         {"model.box_stds", "model.class_prior", "model.regions.add_objects",
-          "model.regions.background", "optimizer.lr"}),
-        ("faster_rcnn_r50_ce", "faster_rcnn_r50_ce_giou", set()),
-        ("atss_r50_alrp", "atss_r101_alrp", {"model.backbone"}),
-        ("atss_r101_alrp", "atss_x101_alrp", {"model.backbone"}),
-        ("atss_r101_alrp", "atss_r101_alrp_800",
-         {"batch.micro", "batch.size", "data.test_longer", "data.test_shorter", "data.train_size",
-          "model.anchors.octave_scales", "optimizer.lr", "optimizer.reference_batch",
-          "schedule.decay.at"}),
-        ("atss_r101_alrp_800", "atss_x101_alrp_800", {"model.backbone"}),
-        ("atss_x101_alrp", "atss_x101_alrp_800",
-         {"batch.micro", "batch.size", "data.test_longer", "data.test_shorter", "data.train_size",
-          "model.anchors.octave_scales", "optimizer.lr", "optimizer.reference_batch",
-          "schedule.decay.at"}),
-        ("atss_x101_alrp_800", "atss_x101_dcn_alrp_800", {"model.deformable_stages"}),
-        ("fovea_alrp-small", "fovea_focal-small", set()),
-        ("fovea_alrp-small", "fovea_ap-small", set()),
-        ("fcos_alrp-small", "fcos_focal-small", {"model.centreness"}),
-        ("retinanet_focal-small", "retinanet_dr-small", set()),
-        ("faster_rcnn_alrp-small", "faster_rcnn_ce-small",
-         {"model.class_prior", "model.regions.add_objects", "model.regions.background"}),
-    ],
-)  # fmt: skip
+BESIDE: list[tuple[str, str, set[str]]] = [
+    ("fovea_r50_alrp", "fovea_r50_focal", {"optimizer.lr"}),
+    ("fovea_r50_alrp", "fovea_r50_ap", {"optimizer.lr"}),
+    ("fovea_r50_alrp", "retinanet_r50_alrp",
+     {"model.detector", "schedule.decay.at", "assigner.kind", "assigner.scale_ranges",
+      "assigner.sigma", *MAX_IOU}),
+    ("atss_r50_alrp", "atss_r50_focal",
+     {"optimizer.lr", "model.anchors.octave_scales", "model.anchors.scale", "model.centreness",
+      "model.extra_levels", "model.head_norm", "model.level_scales"}),
+    ("atss_r50_focal", "atss_r50_quality_focal", {"model.centreness"}),
+    ("atss_r50_focal", "atss_r50_varifocal", {"model.centreness"}),
+    ("fcos_r50_focal", "fcos_r50_alrp", {"model.centreness", "optimizer.lr"}),
+    ("retinanet_r50_focal", "retinanet_r50_dr", set()),
+    ("retinanet_r50_focal", "free_anchor_r50",
+     {"model.box_stds", "assigner.kind", "assigner.crowd_overlap", *MAX_IOU}),
+    ("faster_rcnn_r50_alrp", "faster_rcnn_r50_ce",
+     {"model.box_stds", "model.class_prior", "model.regions.add_objects",
+      "model.regions.background", "optimizer.lr"}),
+    ("faster_rcnn_r50_ce", "faster_rcnn_r50_ce_giou", set()),
+    ("atss_r50_alrp", "atss_r101_alrp", {"model.backbone"}),
+    ("atss_r101_alrp", "atss_x101_alrp", {"model.backbone"}),
+    ("atss_r101_alrp", "atss_r101_alrp_800",
+     {"batch.micro", "batch.size", "data.test_longer", "data.test_shorter", "data.train_size",
+      "model.anchors.octave_scales", "optimizer.lr", "optimizer.reference_batch",
+      "schedule.decay.at"}),
+    ("atss_r101_alrp_800", "atss_x101_alrp_800", {"model.backbone"}),
+    ("atss_x101_alrp", "atss_x101_alrp_800",
+     {"batch.micro", "batch.size", "data.test_longer", "data.test_shorter", "data.train_size",
+      "model.anchors.octave_scales", "optimizer.lr", "optimizer.reference_batch",
+      "schedule.decay.at"}),
+    ("atss_x101_alrp_800", "atss_x101_dcn_alrp_800", {"model.deformable_stages"}),
+    ("fovea_alrp-small", "fovea_focal-small", set()),
+    ("fovea_alrp-small", "fovea_ap-small", set()),
+    ("fcos_alrp-small", "fcos_focal-small", {"model.centreness"}),
+    ("retinanet_focal-small", "retinanet_dr-small", set()),
+    ("faster_rcnn_alrp-small", "faster_rcnn_ce-small",
+     {"model.class_prior", "model.regions.add_objects", "model.regions.background"}),
+    ("atss_r50_focal", "paa_r50",
+     {"model.centreness", "model.iou_branch", "test.nms_iou", *PAA}),
+    ("atss_focal_giou-small", "paa-small", {"model.iou_branch", *PAA}),
+    ("atss_focal_giou-small", "atss_quality_focal-small", set()),
+    ("atss_focal_giou-small", "atss_varifocal-small", set()),
+    ("retinanet_focal-small", "free_anchor-small",
+     {"assigner.kind", "assigner.crowd_overlap", *MAX_IOU}),
+    ("atss_alrp-small", "fovea_alrp-small",
+     {"model.detector", "assigner.kind", "assigner.scale_ranges", "assigner.sigma",
+      "assigner.top_k"}),
+    ("atss_alrp-small", "fcos_alrp-small",
+     {"model.detector", "model.level_scales", "assigner.kind", "assigner.regress_ranges",
+      "assigner.centre_radius", "assigner.top_k"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other", "keys"), BESIDE)
 def test_beside_the_loss_recipes_of_a_detector_differ_in_these_keys_only(
     one: str, other: str, keys: set[str]
 ) -> None:
     found = {key for key in differences(one, other) if not key.startswith("criterion.")}
     assert found == keys
+
+
+def test_every_recipe_is_compared_with_another() -> None:
+    assert {name for one, other, _ in (*DIFFER, *BESIDE) for name in (one, other)} == set(NAMES)
+
+
+def test_every_detector_and_loss_has_a_small_recipe() -> None:
+    """What each network, assigner and loss of the published recipes is learned with on a CPU."""
+
+    def parts(name: str) -> set[tuple[str, object]]:
+        flat = flatten(load_recipe(name))
+        keys = ("model.detector", "assigner.kind", "criterion.kind", "criterion.first.kind",
+                "criterion.classification.kind")  # fmt: skip
+        return {(key, flat[key]) for key in keys if key in flat}
+
+    small = {part for name in SMALL for part in parts(name)}
+    assert {part for name in NAMES for part in parts(name)} == small
 
 
 def test_the_published_numbers() -> None:
@@ -151,6 +182,8 @@ def test_the_published_numbers() -> None:
         ("fovea_r50_focal", 0.02, [0.75, 0.95]),
         ("fovea_r50_ap", 0.002, [0.75, 0.95]),
         ("faster_rcnn_r50_alrp", 0.012, [0.75, 0.95]),
+        ("faster_rcnn_r50_ce", 0.04, [0.75, 0.95]),
+        ("faster_rcnn_r50_ce_giou", 0.04, [0.75, 0.95]),
         ("atss_r101_alrp", 0.008, [0.75, 0.95]),
         ("atss_x101_alrp", 0.008, [0.75, 0.95]),
     ):
@@ -163,6 +196,72 @@ def test_the_published_numbers() -> None:
         assert flat["data.train_size"] == 512
         assert flat["model.norm"] == "frozen_statistics"
         assert flat["model.frozen_stages"] == 1
+
+
+def test_the_published_numbers_of_two_stages() -> None:
+    # From the authors' configuration files.
+    both = {
+        "model.anchors.scale": 8,
+        "model.anchors.octave_scales": 1,
+        "model.anchors.ratios": [0.5, 1.0, 2.0],
+        "model.levels": 5,
+        "model.regions.hidden": 1024,
+        "model.regions.pooled_size": 7,
+        "model.regions.agnostic": False,
+        "model.regions.box_stds": [0.1, 0.1, 0.2, 0.2],
+        "model.regions.candidates": 1000,  # 2000 in training
+        "model.regions.number": 1000,
+        "model.regions.nms_iou": 0.7,
+        "assigner.positive": 0.7,
+        "assigner.negative": 0.3,
+        "assigner.min_positive": 0.3,
+        "assigner.low_quality": True,
+        "criterion.second_assigner.positive": 0.5,
+        "criterion.second_assigner.negative": 0.5,
+        "criterion.second_assigner.min_positive": 0.5,
+        "criterion.second_assigner.low_quality": False,
+        "test.nms_iou": 0.5,
+        "test.max_detections": 100,
+    }
+    alrp = {
+        "model.box_stds": [0.1, 0.1, 0.2, 0.2],
+        "model.class_prior": 0.01,
+        "model.regions.background": False,  # a sigmoid of each class
+        "model.regions.add_objects": False,
+        "criterion.first_weight": 0.2,
+        "criterion.first_sample": None,
+        "criterion.second_sample": None,
+        "criterion.first.tau": 0.7,
+        "criterion.second.tau": 0.5,
+    } | {
+        f"criterion.{stage}.{key}": value
+        for stage in ("first", "second")
+        for key, value in {"kind": "alrp", "box": "giou", "delta": 1.0, "loc_ranking": "hard",
+                           "balance.kind": "self", "balance.initial": 50}.items()
+    }  # fmt: skip
+    entropy = {
+        "model.box_stds": [1.0, 1.0, 1.0, 1.0],
+        "model.class_prior": 0.5,
+        "model.regions.background": True,
+        "model.regions.add_objects": True,
+        "criterion.first_weight": 1.0,
+        "criterion.first_sample": 256,
+        "criterion.second_sample": 512,
+        "criterion.first.kind": "cross_entropy",
+        "criterion.first.box.kind": "smooth_l1",
+        "criterion.first.box.beta": 0.0,
+        "criterion.second.kind": "cross_entropy",
+    }
+    smooth_l1 = {"criterion.second.box.kind": "smooth_l1", "criterion.second.box.beta": 0.0,
+                 "criterion.second.box_weight": 1.0}  # fmt: skip
+    giou = {"criterion.second.box.kind": "giou", "criterion.second.box_weight": 10.0}
+    for name, own in (
+        ("faster_rcnn_r50_alrp", alrp),
+        ("faster_rcnn_r50_ce", entropy | smooth_l1),
+        ("faster_rcnn_r50_ce_giou", entropy | giou),
+    ):
+        flat, published = flatten(load_recipe(name)), both | own
+        assert {key: flat[key] for key in published} == published
 
 
 @pytest.mark.parametrize(

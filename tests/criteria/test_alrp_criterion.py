@@ -71,6 +71,8 @@ def test_a_whole_atss_head_is_that_of_the_authors(golden: Golden, dtype: torch.d
     assert (matched == NEGATIVE).any()
     criterion = ALRPCriterion(Given(matched), ScalarBalance(1.0), loc_ranking="hard")
     require_published(criterion, head, data)
+    kinds = match(Given(matched), *head).targets
+    assert torch.equal(kinds.view(2, -1, 5), from_flat(data, "flat_targets"))
 
 
 def test_the_localisation_errors_are_those_of_the_authors(golden: Golden) -> None:

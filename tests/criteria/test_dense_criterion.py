@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from golden_heads import from_maps, gradients, read_head, small_batch
+from golden_heads import from_flat, from_maps, gradients, read_head, small_batch
 from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
@@ -54,6 +54,8 @@ def test_a_whole_head_with_ap_loss_is_that_of_the_authors(
     head = read_head(data, dtype=dtype)
     box = SmoothL1Box(beta=1.0, per="number")
     criterion = DenseCriterion(MaxIoUAssigner(), APClassification(), box)
+    kinds = match(MaxIoUAssigner(), *head).targets
+    assert torch.equal(kinds.view(2, -1, 5), from_flat(data, "flat_targets"))
     terms = criterion(head.predictions, head.targets)
     for_logits, for_codes = gradients(terms.total, head.predictions)
     pairs = [

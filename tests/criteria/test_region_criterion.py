@@ -30,7 +30,7 @@ from rankdet.criteria import (
 )
 from rankdet.criteria.cross_entropy import CrossEntropyCriterion
 from rankdet.criteria.regions import AlreadyMatched, RegionCriterion
-from rankdet.structures import Regions, Targets
+from rankdet.structures import Priors, Regions, Targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,29 @@ def test_a_whole_second_stage_is_that_of_the_authors(
     for_logits, for_codes = region_gradients(terms.total, batch.predictions)
     require_equal(for_logits, data["grad_loss_cls_cls_score"], tolerance)
     require_equal(for_codes, data["grad_loss_bbox_bbox_pred"], tolerance)
+
+
+@pytest.mark.parametrize("name", ["init", "trained", "agnostic", "no_positive"])
+def test_the_regions_are_matched_as_by_the_authors(golden: Golden, name: str) -> None:
+    data = golden(f"roi/box_head_{name}.npz")
+    batch = read_regions(data, torch.float64)
+    criterion = RegionCriterion(OVERLAP, RankSortCriterion(KNOWN))
+    matched = criterion._matched(batch.predictions.regions, batch.targets)
+    labels, boxes = batch.targets.labels.flatten(), batch.targets.boxes.reshape(-1, 4)
+    found = labels[matched.clamp(min=0)].where(matched >= 0, 5)
+    assert torch.equal(found, torch.from_numpy(data["labels"]))
+    wanted = torch.from_numpy(data["bbox_targets"]).double()
+    assert torch.equal(boxes[matched[matched >= 0]], wanted[matched >= 0])
+    rows = torch.nn.functional.one_hot(found, 6)[:, :5]
+    if name != "no_positive":
+        assert torch.equal(rows.flatten(), torch.from_numpy(data["flat_targets"]).long())
+    # Before they were sorted, region by region.
+    for image, objects in enumerate(batch.targets.boxes):
+        proposals = torch.from_numpy(data[f"proposals_{image}"]).double()
+        alone = Targets(objects[None], *(x[image : image + 1] for x in (
+            batch.targets.labels, batch.targets.crowd, batch.targets.sizes)))  # fmt: skip
+        (own,) = OVERLAP(Priors(proposals, (len(proposals),), (2**20,)), alone).matched
+        assert torch.equal(own + 1, torch.from_numpy(data[f"assigned_gt_{image}"]).long())
 
 
 def test_without_positives_there_is_no_loss_as_with_the_authors(golden: Golden) -> None:

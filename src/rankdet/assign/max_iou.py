@@ -38,7 +38,7 @@ class MaxIoUAssigner:
     object if its IoU is at least (1 - ``tie_tolerance``) times the largest; and so does an object
     as that of a prior, which may lie in the middle between two alike. Of several objects the first
     gets the prior, of several priors the object gets all. What is below a threshold by no more than
-    that has reached it.
+    a tenth of that part has reached it.
 
     Priors on the padding of an image, and those with more than ``crowd_overlap`` of their area on
     a crowd region, are ignored and take no part: they are nobody's best prior either.
@@ -103,20 +103,23 @@ class MaxIoUAssigner:
     def _assign(self, images: Participants) -> Tensor:
         overlaps = _overlaps(images)  # [B, G, A]
         objects = overlaps.shape[1]
-        # Numbers of objects as floats, exact to 2^24: mixed dtypes are slow over all pairs.
+        # Numbers of objects as floats, exact to 2^24: mixed dtypes are slow over all pairs, and so
+        # are comparisons that give a bool.
         number = torch.arange(objects, device=overlaps.device, dtype=overlaps.dtype)[:, None]
-        nearly = 1 - self.tie_tolerance
+        nearly, reached = 1 - self.tie_tolerance, 1 - self.tie_tolerance / 10
         best = overlaps.amax(1)  # [B, A]
         # Two passes are several times faster than `max` with its indices.
-        as_good = overlaps >= (best * nearly)[:, None]
-        matched = torch.where(as_good, number, objects).amin(1)
-        matched.masked_fill_(best < self.positive * nearly, IGNORED)
-        matched.masked_fill_(best < self.negative * nearly, NEGATIVE)
+        chosen = torch.empty_like(overlaps)
+        torch.ge(overlaps, (best * nearly)[:, None], out=chosen)
+        matched = objects - chosen.mul_(objects - number).amax(1)  # the first of them
+        matched.masked_fill_(best < self.positive * reached, IGNORED)
+        matched.masked_fill_(best < self.negative * reached, NEGATIVE)
         if self.low_quality:
-            least = max(self.min_positive * nearly, torch.finfo(overlaps.dtype).tiny)
+            least = max(self.min_positive * reached, torch.finfo(overlaps.dtype).tiny)
             top = overlaps.amax(2, keepdim=True)  # [B, G, 1]
             bar = (top * nearly).masked_fill_(top < least, torch.inf)
-            claimed = torch.where(overlaps >= bar, number, -1).amax(1)
+            torch.ge(overlaps, bar, out=chosen)
+            claimed = chosen.mul_(number + 1).amax(1) - 1  # the last of them
             matched = torch.where(claimed >= 0, claimed, matched)
         return without(matched.long(), images.inside, images.crowded)
 
@@ -129,6 +132,8 @@ def _overlaps(images: Participants) -> Tensor:
     out = ~images.inside if images.crowded is None else ~images.inside | images.crowded
     # A prior that is out gets an infinite area: an operation on [B, A] instead of [B, G, A].
     areas = area(images.priors).masked_fill(out, torch.inf)[:, None]
-    overlaps = intersection(boxes[:, :, None], images.priors)
+    # Each coordinate in one piece: it is gone through for every object.
+    columns = torch.stack(images.priors.unbind(-1)).t()
+    overlaps = intersection(boxes[:, :, None], columns)
     union = (area(boxes)[..., None] + areas).sub_(overlaps)
     return overlaps.div_(union.clamp_(min=SMALLEST_UNION))

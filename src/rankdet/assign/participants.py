@@ -12,8 +12,11 @@ from rankdet.ops.boxes import area, intersection
 from rankdet.ops.checks import require_floating, require_shape
 from rankdet.structures import IGNORED, NEGATIVE, Priors, Targets
 
-# Pairs (ground truth, prior) looked at together: 64 MiB for each float32 tensor of them.
-_PAIRS = 2**24
+# Pairs (ground truth, prior) looked at together on a CPU: 8 MiB for each float32 tensor of them.
+# What is larger leaves the cache, and its memory is fetched anew from the system each time.
+_PAIRS = 2**21
+# Elsewhere, where every operation has its price: 64 MiB.
+_PAIRS_ELSEWHERE = 2**24
 
 
 class Participants(NamedTuple):
@@ -68,7 +71,8 @@ def assign_in_slices(
 
     dtype = torch.promote_types(priors.boxes.dtype, targets.boxes.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
-    at_once = max(1, _PAIRS // (objects * total))
+    pairs = _PAIRS if priors.boxes.is_cpu else _PAIRS_ELSEWHERE
+    at_once = max(1, pairs // (objects * total))
     if batch <= at_once:
         return assign(_participants(priors, targets, dtype, crowd_overlap))
     parts = []

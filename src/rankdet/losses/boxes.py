@@ -106,7 +106,8 @@ def iou_loss(pred: Tensor, target: Tensor, *, form: str = "linear", eps: float =
         tensor([0.5000])
     """
     require_choice("form", form, ("linear", "log"))
-    iou = _overlap(pred, target, eps).iou
+    pair = _overlap(pred, target, eps)
+    iou = _ratio(pair.inter, pair.union, eps)
     return 1 - iou if form == "linear" else -iou.clamp(min=eps).log()
 
 
@@ -146,10 +147,11 @@ def giou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
         tensor([1.2500])
     """
     pair = _overlap(pred, target, eps)
-    area = _product(pair.hull)
     # Rounding may put U above A by a last digit; a loss below 0 would be no valid error.
-    empty = _not_negative(area - pair.union)
-    return 1 - pair.iou + _ratio(empty, area, eps)
+    empty = _not_negative(pair.hull_area - pair.union)
+    parts = torch.stack([pair.inter, empty])
+    iou, penalty = _ratio(parts, torch.stack([pair.union, pair.hull_area]), eps).unbind()
+    return 1 - iou + penalty
 
 
 def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
@@ -186,7 +188,7 @@ def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
         tensor([1.2000])
     """
     pair = _overlap(pred, target, eps)
-    return 1 - pair.iou + _centre_distance(pair, eps)
+    return 1 - _ratio(pair.inter, pair.union, eps) + _centre_distance(pair, eps)
 
 
 def ciou_loss(pred: Tensor, target: Tensor, *, min_iou: float = 0.0, eps: float = 1e-7) -> Tensor:
@@ -231,11 +233,12 @@ def ciou_loss(pred: Tensor, target: Tensor, *, min_iou: float = 0.0, eps: float 
     if not 0 <= min_iou <= 1:
         raise ValueError(f"min_iou must be between 0 and 1, got {min_iou}")
     pair = _overlap(pred, target, eps)
+    iou = _ratio(pair.inter, pair.union, eps)
     v = 4 / math.pi**2 * (_aspect(pair.target, eps) - _aspect(pair.pred, eps)).square()
     with torch.no_grad():
         # Boxes of one shape that coincide have v = 0 and 1 - IoU = 0.
-        alpha = torch.where(v > 0, v / (1 - pair.iou + v), 0) * (pair.iou >= min_iou)
-    return 1 - pair.iou + _centre_distance(pair, eps) + alpha * v
+        alpha = torch.where(v > 0, v / (1 - iou + v), 0) * (iou >= min_iou)
+    return 1 - iou + _centre_distance(pair, eps) + alpha * v
 
 
 def localisation_errors(
@@ -287,9 +290,10 @@ class _Overlap(NamedTuple):
 
     pred: Tensor  # [P, 4]
     target: Tensor  # [P, 4]
-    iou: Tensor  # [P]
+    inter: Tensor  # [P] px²
     union: Tensor  # [P] px²
     hull: Tensor  # [P, 2] width and height of the smallest box around both
+    hull_area: Tensor  # [P] px²
 
 
 def _overlap(pred: Tensor, target: Tensor, eps: float) -> _Overlap:
@@ -301,15 +305,17 @@ def _overlap(pred: Tensor, target: Tensor, eps: float) -> _Overlap:
 
     dtype = _compute_dtype(pred, target)
     pred, target = pred.to(dtype), target.to(dtype)
-    low = torch.maximum(pred[:, :2], target[:, :2])
-    high = torch.minimum(pred[:, 2:], target[:, 2:])
-    inter = _product(_not_negative(high - low))
+    low, high = pred.split(2, 1)
+    target_low, target_high = target.split(2, 1)
+    common = torch.minimum(high, target_high) - torch.maximum(low, target_low)
+    around = torch.maximum(high, target_high) - torch.minimum(low, target_low)
+    # All widths and heights together: for the few pairs that there are, the time is in the number
+    # of operations, not in their size.
+    sides = _not_negative(torch.stack([common, around, high - low, target_high - target_low]))
+    inter, hull, own, other = _product(sides).unbind()
     # In this order no rounding can make the union smaller than the intersection.
-    union = _product(_sides(pred)) + (_product(_sides(target)) - inter)
-    outer_low = torch.minimum(pred[:, :2], target[:, :2])
-    outer_high = torch.maximum(pred[:, 2:], target[:, 2:])
-    hull = _not_negative(outer_high - outer_low)
-    return _Overlap(pred, target, _ratio(inter, union, eps), union, hull)
+    union = own + (other - inter)
+    return _Overlap(pred, target, inter, union, sides[1], hull)
 
 
 def _ratio(part: Tensor, whole: Tensor, eps: float) -> Tensor:
