@@ -19,13 +19,13 @@ class Expected:
 
 
 FULL = Expected(
-    3400, (0.66, 0.73), 0.39, "7 to 12 minutes of training on two cores of a 2.5 GHz Xeon"
+    4800, (0.68, 0.74), 0.36, "5 minutes of training on two idle cores of a 2.3 GHz Xeon"
 )
-QUICK = Expected(500, (0.30, 0.50), 0.70, "about a minute of training there")
+QUICK = Expected(500, (0.30, 0.50), 0.70, "40 seconds of training there")
 
 EXAMPLES = """\
 examples:
-  rankdet demo                  3400 steps: some minutes on two cores
+  rankdet demo                  4800 steps: five minutes on two cores
   rankdet demo --quick          500 steps on less data
   rankdet demo --out try/ --set criterion.kind=rank_sort
 """
