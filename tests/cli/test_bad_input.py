@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -121,6 +122,41 @@ def test_what_is_there_is_not_overwritten(
     assert main([*arguments, *settings()]) == 1
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_told_whoever_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "events.out")
+
+    monkeypatch.setattr("rankdet.cli.data.run_digits", full)
+    assert main(["data", "digits", "--out", str(tmp_path / "d")]) == 1
+    assert "cannot write events.out: the disk is full" in capsys.readouterr().err
+
+    def gone(_: object) -> int:
+        raise FileNotFoundError("a fault of the program")
+
+    monkeypatch.setattr("rankdet.cli.data.run_digits", gone)
+    with pytest.raises(FileNotFoundError):
+        main(["data", "digits", "--out", str(tmp_path / "d")])
+
+
+def test_a_full_disk_under_the_log_is_told_without_a_trace(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard writes in a thread, whose error arrives with a later row."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(digits), "--recipe", "demo", "--out", str(out)]
+    assert main([*arguments, *settings()]) == 1
+    said = capfd.readouterr().err
+    assert f"cannot write {out / 'tensorboard'}: the disk is full" in said
+    assert "Traceback" not in said
 
 
 def test_a_truncated_state_is_refused(

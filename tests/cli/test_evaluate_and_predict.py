@@ -15,6 +15,7 @@ from rankdet.cli.main import main
 from rankdet.cli.predict import find_images
 from rankdet.engine.checkpoint import load_model, save_model
 from rankdet.engine.files import RunError
+from rankdet.engine.single import Found
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,22 @@ def test_several_looks_at_an_image(
     capsys.readouterr()
 
 
+def test_a_picture_too_long_for_a_jpeg_is_made_smaller(tmp_path: Path) -> None:
+    image = np.zeros((2, 70_000, 3), np.uint8)
+    nothing = np.zeros((0, 4), np.float32)
+    found = Found(image, nothing, nothing[:, 0], np.zeros(0, np.int64), ("a",))
+    found.save_picture(tmp_path / "long.jpg")
+    with Image.open(tmp_path / "long.jpg") as picture:
+        assert picture.size == (65_500, 2)
+
+
+def test_a_folder_without_a_model_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(tmp_path), "x.jpg", "--out", str(tmp_path / "out")]) == 1
+    assert "is a folder without best.safetensors" in capsys.readouterr().err
+
+
 def test_images_of_one_name_get_different_places(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -161,6 +178,12 @@ def test_images_of_one_name_get_different_places(tmp_path: Path) -> None:
     (out / "old.jpg").touch()
     places = [place for _, place in find_images([str(tmp_path)], out)]
     assert sorted(map(str, places)) == ["a-2.jpg", "a.jpg", "b/a.jpg"]
+    # What data are read from, and nothing that only looks like an image.
+    (tmp_path / "more" / "folder.png").mkdir(parents=True)
+    for name in ("more/._a.png", "more/b.jfif"):
+        (tmp_path / name).touch()
+    places = [place for _, place in find_images([str(tmp_path / "more")], out)]
+    assert places == [Path("b.jpg")]
     with pytest.raises(RunError, match="does not exist"):
         list(find_images([str(tmp_path / "nowhere")], out))
     with pytest.raises(RunError, match="no images"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import torch
 from short_runs import settings
 
 from rankdet.cli.main import main
+from rankdet.config.assemble import Hardware, make_plan
+from rankdet.config.load import load_recipe
+from rankdet.config.recipe import RecipeError
 from rankdet.engine.checkpoint import load_model, load_state
 
 COMMAND = [sys.executable, "-m", "rankdet.cli.main"]
@@ -154,6 +158,19 @@ def test_accumulation_is_said(
     assert main(train_arguments(digits, out, "batch.micro=2", "schedule.steps=2")) == 0
     said = capsys.readouterr().out
     assert "adds up 2 x 1 micro-batches of 2" in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("devices", "would_do"), [(2, []), (3, ["batch.size=9"])])
+def test_a_batch_that_does_not_divide_is_answered_with_one_that_does(
+    devices: int, would_do: list[str]
+) -> None:
+    recipe = load_recipe("atss_alrp-small", ["batch.size=8", "batch.micro=8"])
+    hardware = Hardware(accelerator="cpu", devices=devices)
+    with pytest.raises(RecipeError) as caught:
+        make_plan(recipe, 100, hardware)
+    changes = re.findall(r"--set (\S+)", str(caught.value))
+    assert [change for change in changes if "size" in change] == would_do
+    make_plan(load_recipe("atss_alrp-small", ["batch.size=8", *changes]), 100, hardware)
 
 
 def test_the_recipe_is_printed_and_nothing_else_happens(

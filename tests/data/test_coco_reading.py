@@ -91,6 +91,20 @@ def test_single_bad_boxes_become_problems(tmp_path: Path) -> None:
     assert next(p.value for p in found.problems if "105" in p.record) == "bbox [50, 0, 5, 5]"
 
 
+def test_crowd_flags_may_be_texts(tmp_path: Path) -> None:
+    data = content(boxes=[[1, 1, 5, 5]] * 6)
+    for entry, flag in zip(data["annotations"], ("0", "1", 0, 1, True, None), strict=True):
+        entry["iscrowd"] = flag
+    (record, _) = read(tmp_path, data).records
+    assert record.crowd.tolist() == [False, True, False, True, True, False]
+
+
+def test_a_long_value_is_shortened_in_the_message(tmp_path: Path) -> None:
+    (problem,) = read(tmp_path, content(boxes=[[1, 1, 5, 5], [10**400, 1, 1, 1]])).problems
+    assert len(problem.value) < 100
+    assert problem.value.startswith("bbox [1000")
+
+
 def test_boxes_given_as_corners_are_refused(tmp_path: Path) -> None:
     corners: list[list[Any]] = [[20, 10, 30, 25], [25, 15, 39, 29], [2, 2, 9, 9], [30, 5, 38, 28]]
     refused(tmp_path, content(boxes=corners), r"fit as corners.*annotation 100 of 0.png, bbox \[20")

@@ -258,6 +258,15 @@ def test_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.raises(DataError, match=r"no permission to write the digits.*name another"):
+        write_digits(tmp_path / "digits", train=1, val=1)
+
+
 def test_settings_out_of_range_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size"):
         generate("train", 0, size=63)

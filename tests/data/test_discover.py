@@ -258,6 +258,21 @@ def test_yolo_with_another_name_and_unlabelled_test_images(tmp_path: Path) -> No
         discover(tmp_path)
 
 
+def test_yolo_unpacked_into_a_folder_of_its_own(tmp_path: Path) -> None:
+    yaml = "train: train/images\nval: valid/images\nnames: [cat, dog]\n"
+    yolo(tmp_path / "pets", yaml)
+    (tmp_path / "notes").mkdir()
+    found = discover(tmp_path)
+    assert found.layout == "YOLO txt"
+    assert list(found.splits) == ["train", "val"]
+    yolo(tmp_path / "more", yaml)
+    with pytest.raises(DataError, match=r"more/data\.yaml and pets/data\.yaml both describe"):
+        discover(tmp_path)
+    coco(tmp_path / "train.json", "a.png")
+    image(tmp_path / "a.png")
+    assert discover(tmp_path).layout == "COCO json"
+
+
 def test_a_second_kind_of_annotation_is_mentioned(tmp_path: Path) -> None:
     yolo(tmp_path, "train: train/images\nval: valid/images\nnames: [cat, dog]\n")
     coco(tmp_path / "annotations" / "train.json", "a.png")

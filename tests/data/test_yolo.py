@@ -161,6 +161,14 @@ def test_valid_is_val_and_a_missing_test_is_passed_over(tmp_path: Path) -> None:
         list_images(config, "val")
 
 
+def test_a_missing_validation_folder_says_what_would_do(tmp_path: Path) -> None:
+    text = "train: images/train\nval: ../valid/images\nnames: [cat]\n"
+    path = write(tmp_path, "", text=text)
+    (path.parent / "images" / "val").rmdir()
+    with pytest.raises(DataError, match="delete the line to have images held out"):
+        read_yolo_config(path)
+
+
 def test_a_list_with_missing_images(tmp_path: Path) -> None:
     path = write(tmp_path, *["0 0.5 0.5 0.5 0.5"] * 20, text="train: list.txt\nnames: [cat]\n")
     names = [f"images/train/{number}.png" for number in range(21)]

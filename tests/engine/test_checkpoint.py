@@ -85,6 +85,18 @@ def test_a_safetensors_file_of_others_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("spoilt", [{"classes": "[1"}, {"step": "7", "recipe": None}])
+def test_metadata_that_cannot_be_read_are_named(
+    tmp_path: Path, spoilt: dict[str, str | None]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    given = {"format": checkpoint.FORMAT, "recipe": '"x"', "category_ids": "[1]", **spoilt}
+    metadata = {key: value for key, value in given.items() if value is not None}
+    save_file({"a": torch.zeros(1)}, path, metadata=metadata)
+    with pytest.raises(RunError, match="metadata cannot be read"):
+        load_model(path)
+
+
 def test_weights_of_another_class_count_are_named() -> None:
     model, other = nn.Linear(4, 10), nn.Linear(4, 3)
     with pytest.raises(RunError, match=r"bias: \[3\] in the file, \[10\] in the model"):

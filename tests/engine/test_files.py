@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rankdet.engine.files import RunError, write_atomically, write_json, write_text
+from rankdet.engine.files import (
+    RunError,
+    append_text,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -45,6 +51,16 @@ def test_a_failure_keeps_the_old_file_and_says_why(tmp_path: Path, number: int, 
     assert str(path) in str(caught.value)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_text_is_added_to_a_file_and_a_full_disk_named(tmp_path: Path) -> None:
+    append_text(tmp_path / "log", "one\n")
+    append_text(tmp_path / "log", "two\n")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(RunError, match="cannot write /dev/full: the disk is full"):
+            append_text(full, "three\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

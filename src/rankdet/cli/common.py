@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,28 @@ class Voice:
         if self._log is None:
             self._waiting.append(text)
             return
+        from rankdet.engine.files import append_text
+
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{now}  {line}\n" for line in text.split("\n")))
+        append_text(self._log, "".join(f"{now}  {line}\n" for line in text.split("\n")))
+
+
+def plain(text: object) -> str:
+    """Return text that rich prints as it is, though it may look like markup."""
+    return str(text).replace("[", r"\[")
+
+
+def count_from(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number of at least so much from the command line."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number, {least} or more, got {text!r}"
+            )
+        return int(text)
+
+    return count
 
 
 @dataclass(frozen=True)
@@ -128,8 +147,14 @@ def load(path: Path, device: str) -> Model:
     from rankdet.config.build_model import build_detector
     from rankdet.config.load import parse_recipe
     from rankdet.engine.checkpoint import load_model, load_weights
+    from rankdet.engine.files import RunError
 
-    if path.is_dir() and (path / "best.safetensors").is_file():
+    if path.is_dir():
+        if not (path / "best.safetensors").is_file():
+            raise RunError(
+                f"{path} is a folder without best.safetensors, which a run writes when it is first "
+                f"evaluated; give the folder of such a run, or the file"
+            )
         path = path / "best.safetensors"
     weights, card = load_model(path)
     recipe = parse_recipe(card.recipe, source=str(path), overrides=["model.weights=null"])
@@ -174,13 +199,15 @@ def device_of(given: argparse.Namespace) -> str:
 
 
 def find_data(folder: str, voice: Voice) -> DataFolder:
-    """Return what a folder holds, and say so."""
+    """Return what a folder holds, and say so, with what is to be known of how it was read."""
     from rankdet.data.discover import discover
     from rankdet.data.summary import render, summarise
 
     found = discover(Path(folder))
-    voice.say(f"[bold]{folder}[/bold]: {found.layout}")
+    voice.say(f"[bold]{plain(folder)}[/bold]: {found.layout}")
     voice.show(render([summarise(split) for split in found.splits.values()]))
+    for note in found.notes:
+        voice.warn(plain(note))
     return found
 
 

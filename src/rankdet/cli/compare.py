@@ -10,7 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankdet.cli.score import check_outputs, image_reader, plain, stem, write_together
+from rankdet.cli.common import plain
+from rankdet.cli.score import check_outputs, image_reader, stem, write_together
 
 if TYPE_CHECKING:
     from rankdet.eval.instances import Instances

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdet.cli import data_coco, data_minitrain
+from rankdet.cli.common import count_from, plain
 
 EXAMPLES = """\
 examples:
@@ -15,6 +16,21 @@ examples:
   rankdet data digits --out digits/             make the built-in data set
   rankdet data coco --out coco/                 fetch COCO 2017
   rankdet data minitrain --coco coco/ --out minitrain/   a part of it that stands for the whole
+"""
+
+CHECK_EXAMPLES = """\
+examples:
+  rankdet data check photos/                    numbers, problems, a sheet of 12 samples
+  rankdet data check photos/ --decode           also whether every image can be read
+  rankdet data check photos/ --sheet look.png --images 24 --seed 1
+  rankdet data check photos/ --images 0 --problems 0   every problem, and no sheet
+"""
+
+DIGITS_EXAMPLES = """\
+examples:
+  rankdet data digits --out digits/             4000 + 300 images of 128 x 128 pixels
+  rankdet data digits --out tiny/ --train 64 --val 16 --size 64
+  rankdet train --data digits/ --recipe demo    train on them
 """
 
 
@@ -33,14 +49,25 @@ def add_to(verbs: Any) -> None:
         "check",
         help="say what a folder holds and draw samples of it",
         description="Say what a folder holds: layout, images, boxes, classes, objects per image, "
-        "box sizes, problems; and draw a sheet of samples. Reads every image with --decode.",
+        "box sizes, problems; and draw a sheet of samples. Reads every image with --decode. The "
+        "exit code is 1 if an image cannot be read as annotated.",
+        epilog=CHECK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("folder", metavar="DIR")
     check.add_argument(
         "--sheet", metavar="FILE", help="picture of samples; default: DIR-sample.png"
     )
-    check.add_argument("--images", type=int, default=12, help="number of samples (12); 0: no sheet")
-    check.add_argument("--seed", type=int, default=0, help="which samples")
+    check.add_argument(
+        "--images", type=count_from(0), default=12, help="number of samples (12); 0: no sheet"
+    )
+    check.add_argument("--seed", type=count_from(0), default=0, help="which samples")
+    check.add_argument(
+        "--problems",
+        type=count_from(0),
+        default=10,
+        help="list so many problems of each split (10); 0: all",
+    )
     check.add_argument("--decode", action="store_true", help="also decode every image")
     check.set_defaults(run=run_check)
 
@@ -50,16 +77,27 @@ def add_to(verbs: Any) -> None:
         description="Write the built-in data set in COCO's format: real handwritten digits (those "
         "of scikit-learn, 8 x 8 pixels) in many sizes and colours on two photographs. No digit is "
         "in two splits, but the same writers and the same two photographs are.",
+        epilog=DIGITS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     digits.add_argument("--out", required=True, metavar="DIR")
-    digits.add_argument("--train", type=int, default=4000, help="training images (4000)")
-    digits.add_argument("--val", type=int, default=300, help="validation images (300)")
-    digits.add_argument("--size", type=int, default=128, help="side of the images in pixels (128)")
-    digits.add_argument("--seed", type=int, default=0)
+    digits.add_argument("--train", type=count_from(1), default=4000, help="training images (4000)")
+    digits.add_argument("--val", type=count_from(1), default=300, help="validation images (300)")
+    digits.add_argument(
+        "--size", type=_side, default=128, help="side of the images in pixels, 64 to 1024 (128)"
+    )
+    digits.add_argument("--seed", type=count_from(0), default=0, help="other images (0)")
     digits.add_argument("--overwrite", action="store_true", help="replace what is there")
     digits.set_defaults(run=run_digits)
     data_coco.add_to(actions)
     data_minitrain.add_to(actions)
+
+
+def _side(text: str) -> int:
+    value = count_from(64)(text)
+    if value > 1024:
+        raise argparse.ArgumentTypeError(f"must be in 64 .. 1024, got {text}")
+    return value
 
 
 def run_check(given: argparse.Namespace) -> int:
@@ -67,20 +105,27 @@ def run_check(given: argparse.Namespace) -> int:
     from rankdet.cli.common import Voice, find_data
 
     voice = Voice()
+    name = Path(given.folder).resolve().name
+    path = Path(given.sheet or f"{name}-sample.png")
+    kind = _picture_format(path) if given.images else ""
     found = find_data(given.folder, voice)
     code = 0
     for split in found.splits.values():
-        for problem in split.problems[: 10 if given.images else None]:
-            voice.say(f"  {problem}".replace("[", r"\["))
-        if len(split.problems) > 10:
-            voice.say(f"  ... and {len(split.problems) - 10} more in {split.name}")
+        shown = split.problems[: given.problems or None]
+        for problem in shown:
+            voice.say(f"  {plain(problem)}")
+        if len(split.problems) > len(shown):
+            more = len(split.problems) - len(shown)
+            voice.say(f"  ... and {more} more in {split.name} (--problems 0 lists them all)")
     if given.decode:
         code = _decode_all(found, voice)
     if given.images:
-        name = Path(given.folder).resolve().name
-        path = Path(given.sheet or f"{name}-sample.png")
-        _draw_sheet(found, path, given.images, given.seed)
-        voice.say(f"samples: {path}")
+        drawn, faults = _draw_sheet(found, path, kind, given.images, given.seed)
+        for fault in faults:
+            voice.say(f"  not on the sheet: {plain(fault)}")
+        if drawn:
+            voice.say(f"samples: {plain(path)}")
+        code = 1 if faults else code
     return code
 
 
@@ -113,7 +158,7 @@ def make_digits(
             overwrite=overwrite,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    voice.say(f"{out}: {train} + {val} images of {size} x {size} px")
+    voice.say(f"{plain(out)}: {train} + {val} images of {size} x {size} px")
 
 
 def _decode_all(found: Any, voice: Any) -> int:
@@ -129,25 +174,42 @@ def _decode_all(found: Any, voice: Any) -> int:
             read_image_as(record.path, record.width, record.height)
         except DataError as error:
             bad += 1
-            voice.say(f"  {error}".replace("[", r"\["))
+            voice.say(f"  {plain(error)}")
     voice.say(f"{len(records)} images, {bad} of which cannot be read")
     return 1 if bad else 0
 
 
-def _draw_sheet(found: Any, path: Path, count: int, seed: int) -> None:
+def _picture_format(path: Path) -> str:
+    """Return Pillow's name for the kind of picture that a file's ending stands for."""
+    from rankdet.engine.files import RunError
+
+    known = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    if path.suffix.lower() not in known:
+        raise RunError(f"--sheet {path}: cannot draw a {path.suffix} file; name a .png or .jpg")
+    return known[path.suffix.lower()]
+
+
+def _draw_sheet(found: Any, path: Path, kind: str, count: int, seed: int) -> tuple[int, list[str]]:
+    """Draw samples of all splits; return how many, and what kept others from being drawn."""
+    from rankdet.data.errors import DataError
     from rankdet.data.images import read_image_as
     from rankdet.data.sampling import epoch_order
     from rankdet.engine.files import write_atomically
     from rankdet.pictures import draw, sheet
 
     pictures = []
+    faults: list[str] = []
     for split in found.splits.values():
         share = -(-count // len(found.splits))
         for index in epoch_order(len(split), seed=seed, epoch=0)[:share]:
             record = split.records[index]
-            image = read_image_as(record.path, record.width, record.height)
+            try:
+                image = read_image_as(record.path, record.width, record.height)
+            except DataError as fault:
+                faults.append(str(fault))
+                continue
             pictures.append(draw(image, record.boxes, record.labels, None, split.classes))
     if pictures:
         made = sheet(pictures, columns=min(4, len(pictures)))
-        kind = path.suffix.lstrip(".").upper().replace("JPG", "JPEG") or "PNG"
         write_atomically(path, lambda part: made.save(part, format=kind))
+    return len(pictures), faults

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device, add_tta
+from rankdet.cli.common import add_device, add_tta, plain
 
 EXAMPLES = """\
 examples:
@@ -98,7 +98,7 @@ def run(given: argparse.Namespace) -> int:
     voice.say(f"{len(images)} images in {spent:.1f} s ({len(images) / spent:.1f} images/s)")
     if given.split == "val" and not given.keep_thresholds:
         _keep_thresholds(model, result)
-        voice.say(f"thresholds of this split written into {model.path}")
+        voice.say(f"thresholds of this split written into {plain(model.path)}")
     facts = {
         "model": str(model.path),
         "recipe": f"{model.recipe.name}: {model.recipe.description}",
@@ -112,8 +112,8 @@ def run(given: argparse.Namespace) -> int:
         title=f"{model.recipe.name} on {Path(given.data).resolve().name}, {given.split}",
         facts=facts,
     )
-    voice.say(f"report      {report}")
-    voice.say(f"detections  {out / 'detections.json'}")
+    voice.say(f"report      {plain(report)}")
+    voice.say(f"detections  {plain(out / 'detections.json')}")
     return 0
 
 

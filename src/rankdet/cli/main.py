@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = parser()
     given = whole.parse_args(arguments)
     if given.print_completion:
-        import shtab
+        from rankdet.cli.completion import script
 
-        print(shtab.complete(whole, given.print_completion))
+        print(script(whole, given.print_completion))
         return 0
     if given.verb is None:
         whole.print_help()
@@ -71,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output left, as `| head` does
         return 141
     except Exception as error:
-        if given.debug or not _is_ours(error):
+        said = str(error) if _is_ours(error) else _said_of_disk(error)
+        if given.debug or said is None:
             raise
-        print(f"rankdet: error: {error}", file=sys.stderr)
+        print(f"rankdet: error: {said}", file=sys.stderr)
         return 1
     return code
 
@@ -93,6 +94,19 @@ def _is_ours(error: Exception) -> bool:
 
         kinds = (*kinds, EvaluationFileError)
     return isinstance(error, kinds)
+
+
+def _said_of_disk(error: Exception) -> str | None:
+    """Return what to say of a full disk, or None if the error is about something else.
+
+    Libraries that write by themselves raise the system's own error.
+    """
+    from rankdet.engine.files import FULL
+
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    which = f" {error.filename}" if error.filename else ""
+    return f"cannot write{which}: the disk is full. Free some space; what was there is untouched."
 
 
 if __name__ == "__main__":

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device, add_tta
+from rankdet.cli.common import add_device, add_tta, plain
 
 EXAMPLES = """\
 examples:
   rankdet predict runs/photos-1/best.safetensors new/ --out found/
   rankdet predict runs/photos-1 a.jpg b.png --out found/ --threshold 0.1
 """
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
 
 def add_to(verbs: Any) -> None:
@@ -32,7 +31,7 @@ def add_to(verbs: Any) -> None:
     parser.add_argument("model", metavar="CKPT", help="best.safetensors of a run, or its folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--threshold", type=float, help="keep scores from this on, in all classes")
+    parser.add_argument("--threshold", type=_score, help="keep scores from this on, in all classes")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
     add_tta(parser)
     add_device(parser)
@@ -74,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
                     found = predictor.predict(read_image(path))
                 except DataError as error:
                     bad.append(str(error))
-                    voice.say(f"[red]skipped[/red] {_plain(str(error))}")
+                    voice.say(f"[red]skipped[/red] {plain(error)}")
                     continue
                 finally:
                     progress.advance(task)
@@ -90,7 +89,7 @@ def run(given: argparse.Namespace) -> int:
 
     write_atomically(out / "predictions.json", write)
     done = len(paths) - len(bad)
-    voice.say(f"{boxes} boxes in {done} images -> {out / 'predictions.json'}")
+    voice.say(f"{boxes} boxes in {done} images -> {plain(out / 'predictions.json')}")
     if bad:
         voice.say(f"{len(bad)} images could not be read and were left out")
     return 1 if bad else 0
@@ -99,19 +98,20 @@ def run(given: argparse.Namespace) -> int:
 def find_images(names: list[str], out: Path) -> Iterator[tuple[Path, Path]]:
     """Yield each image and where its picture goes below the folder of results.
 
-    Folders are searched throughout. Of two images that would get the same place, the second gets
-    a number.
+    Folders are searched throughout, hidden files are passed over. Of two images that would get
+    the same place, the second gets a number.
 
     Raises:
         RunError: something does not exist, or nothing is an image.
     """
+    from rankdet.data.files import IMAGE_SUFFIXES, is_image
     from rankdet.engine.files import RunError
 
     taken: set[Path] = set()
     for name in names:
         given = Path(name)
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in ENDINGS)
+            files = sorted(p for p in given.rglob("*") if is_image(p.name) and p.is_file())
             files = [p for p in files if not p.resolve().is_relative_to(out.resolve())]
         elif given.exists():
             files = [given]
@@ -126,7 +126,8 @@ def find_images(names: list[str], out: Path) -> Iterator[tuple[Path, Path]]:
             taken.add(place)
             yield path, place
     if not taken:
-        raise RunError(f"no images in {', '.join(names)} (endings: {' '.join(ENDINGS)})")
+        endings = " ".join(sorted(IMAGE_SUFFIXES))
+        raise RunError(f"no images in {', '.join(names)} (endings: {endings})")
 
 
 def _thresholds(card: Any, threshold: float | None) -> str:
@@ -143,5 +144,8 @@ def _thresholds(card: Any, threshold: float | None) -> str:
     )
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _score(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return value

@@ -7,13 +7,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rankdet import __version__
-from rankdet.cli.common import Voice, command_line, find_data
+from rankdet.cli.common import Voice, command_line, find_data, plain
 from rankdet.config.assemble import Hardware, make_parts, make_plan
 from rankdet.config.load import dump, load_recipe
 from rankdet.config.losses import rankings_of
@@ -109,7 +110,9 @@ def run_in(
     if voice.quiet:
         return 0
     if outcome.signal is not None:
-        voice.say(f"interrupted; the state is saved. Go on: rankdet train --resume {folder}")
+        voice.say(
+            f"interrupted; the state is saved. Go on: rankdet train --resume {_typed(folder)}"
+        )
         return 128 + outcome.signal
     finish(folder, recipe, validation, outcome, voice)
     return 0
@@ -142,7 +145,7 @@ def describe(
     """Say what is about to happen, and what differs from what the recipe's name promises."""
     epochs = plan.steps * recipe.batch.size / max(len(training), 1)
     voice.say(
-        f"[bold]{recipe.name}[/bold]: {plan.steps} steps of {recipe.batch.size} images "
+        f"[bold]{plain(recipe.name)}[/bold]: {plan.steps} steps of {recipe.batch.size} images "
         f"({epochs:.1f} epochs), {plan.precision}"
     )
     optimizer = recipe.optimizer
@@ -198,10 +201,10 @@ def finish(
     page = write_report(folder, validation, result, title=title, facts=facts)
     voice.show(table(result))
     voice.say(f"training took {_minutes(outcome.seconds)} on {hardware_name()}")
-    voice.say(f"report    {page}")
-    voice.say(f"pictures  {folder / 'pictures'}")
-    voice.say(f"model     {folder / MODEL}")
-    voice.say(f"use it    rankdet predict {folder / MODEL} IMAGES --out found")
+    voice.say(f"report    {plain(page)}")
+    voice.say(f"pictures  {plain(folder / 'pictures')}")
+    voice.say(f"model     {plain(folder / MODEL)}")
+    voice.say(f"use it    rankdet predict {_typed(folder / MODEL)} IMAGES --out found")
 
 
 def hardware_name() -> str:
@@ -247,6 +250,11 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _typed(path: Path) -> str:
+    """Return a path as it has to be typed in a shell."""
+    return plain(shlex.quote(str(path)))
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankdet.cli.common import plain
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -197,11 +199,6 @@ def stem(path: Path) -> str:
         'results.v2'
     """
     return path.name.removesuffix(".gz").removesuffix(".json")
-
-
-def plain(text: object) -> str:
-    """Return text that rich prints as it is."""
-    return str(text).replace("[", r"\[")
 
 
 def check_outputs(outputs: Sequence[str | None], inputs: Sequence[Path]) -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rankdet.cli.common import count_from, plain
+
 EXAMPLES = """\
 examples:
   rankdet train --data photos/                          everything by itself
@@ -43,8 +45,12 @@ def add_to(verbs: Any) -> None:
         "--resume", metavar="RUN", help="go on with an interrupted run, exactly where it stopped"
     )
     parser.add_argument("--print-config", action="store_true", help="print the recipe and leave")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on a CPU")
-    parser.add_argument("--nodes", type=int, default=1, help="machines, each with --devices")
+    parser.add_argument(
+        "--devices", type=count_from(1), default=1, help="GPUs, or processes on a CPU"
+    )
+    parser.add_argument(
+        "--nodes", type=count_from(1), default=1, help="machines, each with --devices"
+    )
     parser.add_argument("--strategy", default="auto", help='Lightning\'s: "auto", "ddp", ...')
     parser.add_argument("--accelerator", default="auto", help='"auto", "cpu", "gpu"')
     parser.set_defaults(run=run)
@@ -87,7 +93,9 @@ def start_run(given: argparse.Namespace) -> int:
     recipe = load_recipe(name, given.set)
     voice = Voice(quiet="LOCAL_RANK" in os.environ)
     if not given.recipe:
-        voice.say(f"recipe: {name} (choose another with --recipe; `rankdet recipes` lists them)")
+        voice.say(
+            f"recipe: {plain(name)} (choose another with --recipe; `rankdet recipes` lists them)"
+        )
     source = Path(given.data).resolve()
     folder = new_folder(given.out, f"{source.name}-{recipe.name}")
     # The folder is made only when data and recipe have proved sound.

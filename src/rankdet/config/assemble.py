@@ -62,10 +62,11 @@ def make_plan(recipe: Recipe, images: int, hardware: Hardware) -> Plan:
     batch = recipe.batch
     at_once = batch.micro * hardware.world
     if batch.size % at_once:
+        each = math.ceil(batch.size / hardware.world)
+        size = f"--set batch.size={each * hardware.world} " if batch.size % hardware.world else ""
         raise RecipeError(
             f"batch.size {batch.size} is not a multiple of batch.micro {batch.micro} times "
-            f"{hardware.world} processes; --set batch.micro={max(batch.size // hardware.world, 1)} "
-            f"would do"
+            f"{hardware.world} processes; {size}--set batch.micro={each} would do"
         )
     steps = total_steps(recipe, images)
     period = recipe.schedule.balance_period

@@ -328,14 +328,16 @@ def _boxes(
         problems.append(Problem(path, record, "image id is not in the file; left out", value))
     areas = [entries[index].get("area") for index in chosen]
     numbers = [value if _is_number(value) else np.nan for value in areas]
-    crowd = [bool(entries[index].get("iscrowd", 0)) for index in chosen]
+    # Some tools write numbers as texts, and "0" is true to Python.
+    crowd = [entries[index].get("iscrowd", 0) in (1, "1", "true", "True") for index in chosen]
     corners = _corners([entries[index].get("bbox") for index in chosen])
 
     def where(place: int) -> tuple[Path, str, str]:
         index = chosen[place]
         entry = entries[index]
         record = f"annotation {entry.get('id', index)} of {images[image[place]].path.name}"
-        return path, record, f"bbox {entry.get('bbox')}"
+        value = str(entry.get("bbox"))
+        return path, record, f"bbox {value if len(value) <= 80 else value[:77] + '...'}"
 
     return RawBoxes(
         image=np.array(image, np.int64),

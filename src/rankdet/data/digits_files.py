@@ -73,6 +73,11 @@ def write_digits(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+    except PermissionError as fault:
+        raise DataError(
+            f"{out}: no permission to write the digits ({fault}); allow writing to {out.parent}, or"
+            " name another folder"
+        ) from fault
     except OSError as fault:
         raise DataError(
             f"{out}: the digits cannot be written ({fault}); they need about"

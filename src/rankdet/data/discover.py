@@ -20,6 +20,7 @@ from rankdet.data.layouts import (
     coco_files,
     describe_search,
     voc_files,
+    yolo_below,
     yolo_config,
 )
 from rankdet.data.voc import read_voc
@@ -69,6 +70,9 @@ def discover(folder: Path) -> DataFolder:
     config = yolo_config(folder, listing)
     coco = coco_files(folder, listing)
     voc = voc_files(folder, listing)
+    if config is None and not coco and not voc:
+        # An archive unpacked into a folder of its own, as is usual.
+        config = yolo_below(folder, listing)
     if config is not None:
         layout, splits = "YOLO txt", _read_yolo(config, folder, listing, notes)
     elif coco:

@@ -79,6 +79,22 @@ def yolo_config(folder: Path, listing: Listing) -> Path | None:
     return found[0] if found else None
 
 
+def yolo_below(folder: Path, listing: Listing) -> Path | None:
+    """Return the yaml that describes YOLO data in a folder right below, if there is one.
+
+    Raises:
+        DataError: If there are several.
+    """
+    below = (yolo_config(folder / name, listing) for name in listing.folders(folder))
+    found = [path for path in below if path is not None]
+    if len(found) > 1:
+        raise DataError(
+            f"{folder}: {' and '.join(str(path.relative_to(folder)) for path in found[:3])} both"
+            " describe a data set; name the folder of the one that is meant"
+        )
+    return found[0] if found else None
+
+
 def coco_files(folder: Path, listing: Listing) -> list[CocoFile]:
     """Return the COCO instances files in a folder, one for each split.
 

@@ -81,9 +81,11 @@ def read_yolo_config(path: Path, *, listing: Listing | None = None) -> YoloConfi
         for entry, place in zip(entries, found, strict=True):
             # A test split is often named and not shipped.
             if place is None and split != "test":
+                without = "; delete the line to have images held out" if split == "val" else ""
                 raise DataError(
                     f"{path}: {key} names {entry!r}, which is not there (looked below {base}"
                     f"{'' if base == path.parent else f' and {path.parent}'}); correct the path"
+                    f"{without}"
                 )
         present = tuple(place for place in found if place is not None)
         if present:

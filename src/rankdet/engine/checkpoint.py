@@ -100,10 +100,17 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise RunError(
             f"{path} cannot be read: {error}. It may have been cut off; copy it again"
         ) from error
-    values = {f.name: json.loads(metadata[f.name]) for f in fields(ModelCard) if f.name in metadata}
-    for name in ("classes", "category_ids", "thresholds"):
-        values[name] = tuple(values.get(name, ()))
-    return weights, ModelCard(**values)
+    known = {f.name for f in fields(ModelCard)} & metadata.keys()
+    try:
+        values = {name: json.loads(metadata[name]) for name in known}
+        for name in ("classes", "category_ids", "thresholds"):
+            values[name] = tuple(values.get(name, ()))
+        return weights, ModelCard(**values)
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"{path} does not say what it holds: its metadata cannot be read ({error}). Give the "
+            f"best.safetensors of a run as it was written"
+        ) from error
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:

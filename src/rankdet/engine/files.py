@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system calls a disk that takes no more, or no more of this user."""
+
 
 class RunError(RuntimeError):
     """A run cannot go on; the message says what happened, where, and what to do."""
@@ -43,7 +46,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         made.replace(path)
         made = None
     except OSError as error:
-        raise RunError(_explain(path, error)) from error
+        raise RunError(explain(path, error)) from error
     finally:
         if made is not None:
             made.unlink(missing_ok=True)
@@ -58,6 +61,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file, which is made where it does not exist.
+
+    Raises:
+        RunError: the disk is full, or the file must not be written to.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise RunError(explain(path, error)) from error
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Replace a JSON file atomically; NaN and infinity are refused, as JSON has neither."""
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
@@ -70,8 +86,9 @@ def _umask() -> int:
     return mask
 
 
-def _explain(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def explain(path: Path, error: OSError) -> str:
+    """Say in a user's words why a file cannot be written, and what to do."""
+    if error.errno in FULL:
         try:
             free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB free"
         except OSError:

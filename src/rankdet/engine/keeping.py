@@ -40,6 +40,7 @@ class KeepState(pl.Callback):
         asked = self._asked(trainer)
         if last or asked or trainer.global_step % self.every == 0:
             module.require_finite()  # a state after NaN is worth nothing
+            module.require_finite_weights()
             trainer.save_checkpoint(self.path)
         if asked:
             trainer.should_stop = True
@@ -112,5 +113,6 @@ class AfterSteps(pl.Callback):
         last = step >= self.total
         if last or step % self.evaluate_every == 0:
             pl_module.require_finite()
+            pl_module.require_finite_weights()
             self.evaluate(trainer, pl_module)
         self.keep.after_step(trainer, pl_module, last=last)

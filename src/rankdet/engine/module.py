@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, Protocol
 
@@ -87,6 +87,7 @@ class TrainingModule(pl.LightningModule):
         self._pairs: list[tuple[Tensor, Tensor]] | None = None
         self._unchecked: tuple[int, Tensor, LossTerms, tuple[int, ...]] | None = None
         self.last_parts: dict[str, Tensor] = {}
+        self._last_ids: tuple[int, ...] = ()
         self._seed = torch.initial_seed()
         self._micro_batches = 0  # since the last optimiser step
 
@@ -108,6 +109,7 @@ class TrainingModule(pl.LightningModule):
         targets = batch.targets
         predictions = predict(self.detector, batch.images, targets.sizes, targets)
         terms: LossTerms = self.criterion(predictions, targets)
+        self._last_ids = batch.ids
         self.last_parts = {"loss": terms.total.detach(), **terms.parts}
         # Whether it is finite is read one step later, so that a GPU is not waited for.
         finite = terms.total.detach().isfinite()
@@ -126,12 +128,24 @@ class TrainingModule(pl.LightningModule):
         self._unchecked = None
         if bool(finite):
             return
-        parts = ", ".join(f"{name} {value.item():g}" for name, value in terms.parts.items())
         raise RunError(
-            f"the loss became {terms.total.item():g} at step {step + 1} ({parts}; images "
-            f"{', '.join(map(str, ids))}). The last checkpoint from before is kept. A lower "
-            f"learning rate (--set optimizer.lr=...) or gradient clipping (--set "
-            f"optimizer.clip=...) usually helps; look at the images as well"
+            f"the loss became {terms.total.item():g} at step {step + 1} "
+            f"{_circumstances(terms.parts, ids)}"
+        )
+
+    def require_finite_weights(self) -> None:
+        """Stop the run if the last step made a weight NaN or infinite, as a gradient may do whose
+        loss was finite: such weights must not replace those that were kept.
+
+        Raises:
+            RunError: names the step, the parts of the loss and the images.
+        """
+        floating = (each for each in _all(self.detector) if each.is_floating_point())
+        if all(bool(each.isfinite().all()) for each in floating):
+            return
+        raise RunError(
+            f"a weight became NaN or infinite at step {self.global_step} "
+            f"{_circumstances(self.last_parts, self._last_ids)}"
         )
 
     def end_step(self) -> None:
@@ -170,6 +184,16 @@ class TrainingModule(pl.LightningModule):
         if copied:  # how many batches a normalisation has seen
             torch._foreach_copy_([a for a, _ in copied], [c for _, c in copied])
         averaged.n_averaged += 1
+
+
+def _circumstances(parts: Mapping[str, Tensor], ids: tuple[int, ...]) -> str:
+    """Say of a step what led to NaN, what is kept, and what to do."""
+    numbers = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
+    return (
+        f"({numbers}; images {', '.join(map(str, ids))}). The last checkpoint from before is kept. "
+        f"A lower learning rate (--set optimizer.lr=...) or gradient clipping (--set "
+        f"optimizer.clip=...) usually helps; look at the images as well"
+    )
 
 
 def _all(module: nn.Module) -> list[Tensor]:

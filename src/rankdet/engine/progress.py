@@ -13,7 +13,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rankdet.engine.files import write_text
+from rankdet.engine.files import append_text, write_text
 
 FIELDS = (
     "step", "seconds", "lr", "loss", "classification", "localisation", "balance", "positives",
@@ -43,11 +43,12 @@ class MetricsFile:
 
     def add(self, row: Mapping[str, float | None]) -> None:
         """Append a row; fields it does not have stay empty."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            shown = {k: f"{v:.6g}" for k, v in row.items() if v is not None and k in FIELDS}
-            if "step" in row:
-                shown["step"] = str(int(row["step"] or 0))
-            csv.DictWriter(file, FIELDS).writerow(shown)
+        shown = {k: f"{v:.6g}" for k, v in row.items() if v is not None and k in FIELDS}
+        if "step" in row:
+            shown["step"] = str(int(row["step"] or 0))
+        text = io.StringIO()
+        csv.DictWriter(text, FIELDS).writerow(shown)
+        append_text(self.path, text.getvalue())
 
 
 class Bar:

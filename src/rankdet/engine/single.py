@@ -17,6 +17,9 @@ from rankdet.engine.files import write_atomically
 from rankdet.pictures import draw
 from rankdet.structures import Detections
 
+# Pixels along a side of a JPEG; the format has no room for more.
+_LONGEST = 65_500
+
 Resize = Callable[[Tensor], tuple[Tensor, tuple[float, float]]]
 
 
@@ -45,12 +48,13 @@ class Found:
         ]
 
     def save_picture(self, path: Path) -> None:
-        """Write the image with its boxes as a JPEG.
+        """Write the image with its boxes as a JPEG, made smaller if it is longer than those can be.
 
         Raises:
             RunError: the file cannot be written.
         """
         picture = draw(self.image, self.boxes, self.labels, self.scores, self.classes)
+        picture.thumbnail((_LONGEST, _LONGEST))
         write_atomically(
             path, lambda part: picture.convert("RGB").save(part, format="JPEG", quality=90)
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from rankdet.engine.checkpoint import (
     save_model,
 )
 from rankdet.engine.detecting import Result, TestBatch, detect, to_results
-from rankdet.engine.files import RunError, write_json
+from rankdet.engine.files import FULL, RunError, explain, write_json
 from rankdet.engine.keeping import AfterSteps, KeepState
 from rankdet.engine.module import TrainingModule
 from rankdet.engine.progress import Bar, MetricsFile, mean_parts
@@ -131,7 +133,7 @@ def train(
         evaluate=session.evaluate,
         note=session.note,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_threads():
         _quieten()
         trainer = pl.Trainer(
             accelerator=plan.accelerator,
@@ -161,6 +163,12 @@ def train(
                 weights_only=True,
             )
             module.require_finite()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            # What we write ourselves says so by a `RunError`; left is TensorBoard's log.
+            path = Path(error.filename) if error.filename else folder / "tensorboard"
+            raise RunError(explain(path, error)) from error
         finally:
             session.close()
     return Outcome(session.best, session.seconds, keep.signal)
@@ -343,6 +351,22 @@ def _strategy(plan: Plan) -> Any:
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
     return DDPStrategy(gradient_as_bucket_view=True, **options)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Print no trace of a thread that cannot write: the log it serves raises the error again."""
+    usual = threading.excepthook
+
+    def hook(what: threading.ExceptHookArgs) -> None:
+        if not isinstance(what.exc_value, OSError):
+            usual(what)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _quieten() -> None:
