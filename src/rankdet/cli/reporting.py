@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _draw_pictures(
         found.setdefault(entry["image_id"], []).append(entry)
     thresholds = {entry.id: entry.threshold for entry in result.per_class}
     drawn = []
-    for record in spread(images.records, PICTURES):
+    shown = spread(images.records, PICTURES)
+    for record, name in zip(shown, picture_names(shown), strict=True):
         kept = [
             entry
             for entry in found.get(record.id, [])
@@ -87,9 +89,20 @@ def _draw_pictures(
         boxes[:, 2:] += boxes[:, :2]
         labels = [images.category_ids.index(entry["category_id"]) for entry in kept]
         drawn.append(draw(image, boxes, labels, [e["score"] for e in kept], images.classes))
-        _save(drawn[-1], folder / "pictures" / f"{record.path.stem}.png")
+        _save(drawn[-1], folder / "pictures" / name)
     if drawn:
         _save(sheet(drawn, columns=4), folder / "pictures.png")
+
+
+def picture_names(records: Sequence[Record]) -> list[str]:
+    """Return the name of each image's picture: its own, with its id where several have the same."""
+    counts = Counter(record.path.stem for record in records)
+    return [
+        f"{record.path.stem}-{record.id}.png"
+        if counts[record.path.stem] > 1
+        else f"{record.path.stem}.png"
+        for record in records
+    ]
 
 
 def _save(picture: Any, path: Path) -> None:
