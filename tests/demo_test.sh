@@ -9,7 +9,8 @@ trap 'rm -rf "$work"' EXIT
 git clone --quiet "$source" "$work/rankdet"
 cd "$work/rankdet"
 make demo ARGS="${*:-}" | tee "$work/demo.txt"
-folder=$(ls -d rankdet-demo/run rankdet-demo/quick 2>/dev/null | head -1)
+folder=rankdet-demo/run
+[ -d "$folder" ] || folder=rankdet-demo/quick
 for file in report.html best.safetensors detections.json score.json; do
   test -s "$folder/$file" || { echo "demo-test: $folder/$file is missing" >&2; exit 1; }
 done
