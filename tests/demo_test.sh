@@ -3,7 +3,7 @@
 # result. Takes about twenty minutes on two cores, most of it the tests. Arguments go to
 # `rankdet demo` (--quick).
 set -euo pipefail
-unset MAKEFLAGS MAKEOVERRIDES # a newcomer's commands know nothing of how this script was called
+unset ARGS MAKEFLAGS MAKEOVERRIDES # a newcomer's commands know nothing of how this script was called
 source=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
