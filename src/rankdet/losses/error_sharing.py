@@ -127,12 +127,7 @@ def rank(
         by_triton = rank_by_triton(pos, logits, skip, delta)
         if by_triton is not None:
             return Ranked(
-                skip,
-                pos_index,
-                own,
-                size,
-                pos,
-                numbers,
+                *(skip, pos_index, own, size, pos, numbers),
                 by_triton.counts,
                 by_triton.pair_counts,
                 by_triton.pair_spread,
@@ -158,12 +153,7 @@ def rank(
     )
     pairs = Pairs(pos, knots, delta)
     return Ranked(
-        skip,
-        pos_index,
-        own,
-        size,
-        pos,
-        numbers,
+        *(skip, pos_index, own, size, pos, numbers),
         false_positives,
         pairs.counts,
         pairs.spread,

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from rankdet.ops.rank import triton_evaluate, triton_fill
 from rankdet.ops.rank.knots import Pieces
-from rankdet.ops.rank.triton_grid import DeviceGrid, lay_grid
+from rankdet.ops.rank.triton_grid import DeviceGrid, lay_grid, notes_of
 from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype
 
 # Scores that a program of the second pass looks at in one go.
@@ -58,14 +58,7 @@ def fill_bins(
         number, beyond, finite = triton_fill.fill(
             knots, scores, skip, grid, tile=tile, programs=programs
         )
-    nothing = scores.new_empty(0, dtype=torch.int64)
-    notes = Notes(
-        cells=nothing.to(torch.int32),
-        below=grid.entries,
-        geometry=grid.geometry,
-        searched=nothing,
-        searched_bins=nothing.clone(),
-    )
+    notes = notes_of(grid)
     return Bins(number[: base.numel()], beyond[: base.numel()], finite, notes)
 
 

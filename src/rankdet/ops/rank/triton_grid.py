@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rankdet.ops.rank.vectorised import Notes
+
 # More cells mean fewer scores that share one with a knot, and a table that fits a cache less
 # well. To be measured.
 _CELLS_PER_KNOT = 8
@@ -89,6 +91,18 @@ def empty_grid(cells_log2: int, device: torch.device) -> DeviceGrid:
     return DeviceGrid(
         torch.empty((1 << cells_log2) + 3, dtype=torch.int32, device=device),
         torch.empty(3, dtype=torch.float64, device=device),
+    )
+
+
+def notes_of(grid: DeviceGrid) -> Notes:
+    """Return what the second pass needs to know of the first: the grid, and nothing else."""
+    nothing = grid.entries.new_empty(0, dtype=torch.int64)
+    return Notes(
+        cells=nothing.to(torch.int32),
+        below=grid.entries,
+        geometry=grid.geometry,
+        searched=nothing,
+        searched_bins=nothing.clone(),
     )
 
 

@@ -34,6 +34,18 @@ def _ramp(score: tl.tensor, delta: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _ramp_between(
+    scores: tl.tensor, ends: tl.tensor, i: tl.tensor, positives: tl.tensor, delta: tl.tensor
+) -> tl.tensor:
+    """Return the bins above the two ends of ramps i, which are steps, and their widths (1 then)."""
+    inside = i < positives
+    low, high, step = _ramp(tl.load(scores + i, mask=inside, other=0).to(tl.float64), delta)
+    begin = tl.load(ends + i, mask=inside, other=0) + 1
+    end = tl.load(ends + positives + i, mask=inside, other=0) + 1
+    return begin, end, step, tl.where(step, 1.0, high - low)
+
+
+@triton.jit
 def _count_ends(
     x: tl.tensor,
     scores: tl.tensor,
@@ -260,15 +272,11 @@ def count_kernel(
     for start in range(0, positives, BLOCK):
         i = start + lane
         inside = i < positives
-        score = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
-        low, high, step = _ramp(score, delta)
-        begin = tl.load(ends + i, mask=inside, other=0) + 1
-        end = tl.load(ends + positives + i, mask=inside, other=0) + 1
+        begin, end, step, width = _ramp_between(scores, ends, i, positives, delta)
         above_begin = tl.load(above + begin, mask=inside, other=0)
         above_end = tl.load(above + end, mask=inside, other=0)
         excess_begin = tl.load(excess + begin, mask=inside, other=0)
         excess_end = tl.load(excess + end, mask=inside, other=0)
-        width = tl.where(step, 1.0, high - low)
         count = tl.where(
             step, (above_begin + above_end).to(tl.float64) / 2, (excess_begin - excess_end) / width
         )
@@ -369,13 +377,10 @@ def pieces_kernel(
     for start in range(0, positives, BLOCK):
         i = start + lane
         inside = i < positives
-        score = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
-        low, high, step = _ramp(score, delta)
-        begin = tl.load(ends + i, mask=inside, other=0) + 1
-        end = tl.load(ends + positives + i, mask=inside, other=0) + 1
+        begin, end, step, width = _ramp_between(scores, ends, i, positives, delta)
         weight = tl.load(weights + tl.load(order + i, mask=inside, other=0), mask=inside, other=0)
         total += tl.sum(tl.where(inside, weight, 0.0), 0)
-        rise = tl.where(step, 0.0, weight / tl.where(step, 1.0, high - low))
+        rise = tl.where(step, 0.0, weight / width)
         jump = tl.where(step, weight / 2, 0.0)
         tl.store(slope + begin, rise, mask=inside)
         tl.store(slope + end, -rise, mask=inside)

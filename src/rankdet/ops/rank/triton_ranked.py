@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rankdet.ops.rank import triton_bins, triton_fill, triton_positives
 from rankdet.ops.rank.knots import Pieces
-from rankdet.ops.rank.triton_grid import DIGITS, WIDEST, cells_log2_for, empty_grid
-from rankdet.ops.rank.vectorised import Notes, compute_dtype
+from rankdet.ops.rank.triton_grid import DIGITS, WIDEST, cells_log2_for, empty_grid, notes_of
+from rankdet.ops.rank.vectorised import compute_dtype
 
 # The matrix of all pairs of positives is summed up, not kept: 1e9 pairs take some milliseconds.
 MOST_POSITIVES = 1 << 14
@@ -58,11 +58,23 @@ class RankedPositives:
         cells: int | None = None,
     ) -> None:
         """Make the first pass."""
+        with torch.cuda.device_of(scores):
+            self._rank(pos, scores.contiguous(), skip, delta, tile, programs, cells)
+
+    def _rank(
+        self,
+        pos: Tensor,
+        scores: Tensor,
+        skip: Tensor,
+        delta: float,
+        tile: int,
+        programs: int | None,
+        cells: int | None,
+    ) -> None:
         self._delta_bits = struct.unpack("q", struct.pack("d", delta))[0]
         self._sorted, self._order = pos.sort()
         positives, device, dtype = pos.numel(), pos.device, compute_dtype(scores)
         bins = 2 * positives + 1
-        scores = scores.contiguous()
         cells_log2 = cells_log2_for(2 * positives, cells)
         grid = empty_grid(cells_log2, device)
         tiles = triton.cdiv(scores.numel(), tile)
@@ -135,14 +147,7 @@ class RankedPositives:
             num_warps=8,
         )
         self.finite = finite.view(torch.bool)
-        nothing = skip.new_empty(0)  # nothing of skip itself: the notes must not share memory
-        self.notes = Notes(
-            cells=nothing.to(torch.int32),
-            below=grid.entries,
-            geometry=grid.geometry,
-            searched=nothing,
-            searched_bins=nothing.clone(),
-        )
+        self.notes = notes_of(grid)
 
     def pair_counts(self, values: Tensor) -> Tensor:
         """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
@@ -157,36 +162,38 @@ class RankedPositives:
         sets, positives = weights.shape
         weights = weights.contiguous()
         result = weights.new_empty(2, sets, self.base.numel())
-        triton_positives.pieces_kernel[(sets,)](
-            self._sorted,
-            self._order,
-            self.base,
-            self._ends,
-            weights,
-            result[0],
-            result[1],
-            positives,
-            self.base.numel(),
-            self._delta_bits,
-            BLOCK=_SCAN_BLOCK,
-            num_warps=8,
-        )
+        with torch.cuda.device_of(weights):
+            triton_positives.pieces_kernel[(sets,)](
+                self._sorted,
+                self._order,
+                self.base,
+                self._ends,
+                weights,
+                result[0],
+                result[1],
+                positives,
+                self.base.numel(),
+                self._delta_bits,
+                BLOCK=_SCAN_BLOCK,
+                num_warps=8,
+            )
         return Pieces(result[0], result[1])
 
     def _pairs(self, values: Tensor, *, adjoint: bool) -> Tensor:
         sets, positives = values.shape
         values = values.contiguous()
         result = torch.empty(values.shape, dtype=torch.float64, device=values.device)
-        triton_positives.pairs_kernel[(triton.cdiv(positives, _PAIRS_BLOCK), sets)](
-            self._sorted,
-            self._order,
-            values,
-            result,
-            positives,
-            self._delta_bits,
-            ADJOINT=adjoint,
-            BLOCK=_PAIRS_BLOCK,
-            OTHERS=_PAIRS_OTHERS,
-            num_warps=4,
-        )
+        with torch.cuda.device_of(values):
+            triton_positives.pairs_kernel[(triton.cdiv(positives, _PAIRS_BLOCK), sets)](
+                self._sorted,
+                self._order,
+                values,
+                result,
+                positives,
+                self._delta_bits,
+                ADJOINT=adjoint,
+                BLOCK=_PAIRS_BLOCK,
+                OTHERS=_PAIRS_OTHERS,
+                num_warps=4,
+            )
         return result
