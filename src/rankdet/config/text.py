@@ -69,12 +69,12 @@ def write_yaml(tree: Mapping[str, Any]) -> str:
 class _Loader(yaml.SafeLoader):
     """Plain data only."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML looks for it on the class
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse references before they are followed."""
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call] # PyYAML's
             raise yaml.composer.ComposerError(None, None, "recipes have no references (*)", mark)
         return super().compose_node(parent, index)
 
@@ -82,7 +82,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Lists of plain values in one line; in quotes what either version would not read as text."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as above
         first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 

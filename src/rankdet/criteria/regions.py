@@ -30,7 +30,7 @@ class _MatchedRegions(Priors):
 class AlreadyMatched:
     """The assigner of a criterion within a `RegionCriterion`, which has asked another before."""
 
-    def __call__(self, priors: Priors, targets: Targets) -> Assignment:  # noqa: ARG002
+    def __call__(self, priors: Priors, targets: Targets) -> Assignment:  # noqa: ARG002 - as any
         """Return the assignment that came with the regions.
 
         Raises:

@@ -146,7 +146,7 @@ class _Draw:
 def _sources() -> _Sources:
     """What everything is drawn from; half a second, and 12 MB kept."""
     # Imported here: it takes a second that `rankdet --help` has not.
-    from sklearn.datasets import (  # type: ignore[import-untyped]
+    from sklearn.datasets import (  # type: ignore[import-untyped] # it has no types
         load_digits,
         load_sample_images,
     )

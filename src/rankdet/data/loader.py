@@ -141,7 +141,7 @@ class TestSet(Dataset[TestSample]):
 class Loader(DataLoader[Any]):
     """A data loader whose faults are told as `DataError`, without the traces of its processes."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch: a private class
         """Yield the batches.
 
         Raises:
@@ -206,8 +206,8 @@ def test_loader(
     *,
     batch: int,
     workers: int,
-    divisor: int = 32,  # noqa: PT028
-    pin_memory: bool = False,  # noqa: PT028
+    divisor: int = 32,  # noqa: PT028 - no test, for all its name
+    pin_memory: bool = False,  # noqa: PT028 - the same
 ) -> Loader:
     """Return the images of a set in their order, each once.
 
@@ -264,7 +264,7 @@ class _Guarded(Dataset[Any]):
         self.source = source
 
     def __len__(self) -> int:
-        return len(self.source)  # type: ignore[arg-type]
+        return len(self.source)  # type: ignore[arg-type] # ours all have one
 
     def __getitem__(self, key: Any) -> Any:
         try:

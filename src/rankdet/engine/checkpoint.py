@@ -95,7 +95,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
                     f"{path} is a safetensors file that rankdet did not write (format "
                     f"{metadata.get('format')!r}, expected {FORMAT!r})"
                 )
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (SafetensorError, OSError) as error:
         raise RunError(
             f"{path} cannot be read: {error}. It may have been cut off; copy it again"

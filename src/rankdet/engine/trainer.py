@@ -140,7 +140,7 @@ def train(
             devices=plan.devices,
             num_nodes=plan.nodes,
             strategy=_strategy(plan),
-            precision=plan.precision,  # type: ignore[arg-type]
+            precision=plan.precision,  # type: ignore[arg-type] # one of Lightning's names
             max_epochs=1,  # the loader is the whole run; epochs of the data are the sampler's
             accumulate_grad_batches=plan.accumulate,
             gradient_clip_val=plan.clip,
