@@ -161,6 +161,8 @@ class Predictions:
     coder: BoxCoder
     branches: Mapping[str, Tensor] = field(default_factory=dict)
     """Further outputs by name, each [B, A]: "centreness" logits."""
+    shared: tuple[Tensor, ...] = ()
+    """What logits and codes are both computed from, such as the feature maps of all levels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +200,8 @@ class RegionPredictions:
     branches: Mapping[str, Tensor] = field(default_factory=dict)
     """Further outputs by name, each [R]: "background", the logit of being no object. With it the
     scores are a softmax over the classes and it; without, a sigmoid of each class."""
+    shared: tuple[Tensor, ...] = ()
+    """What logits and codes are both computed from: the last hidden layer, [R, channels]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,8 +40,9 @@ AP = {key for key in FOCAL if not key.endswith(("alpha", "gamma", "count_images"
 GIOU = {"criterion.box.beta", "criterion.box.per"}
 ALRP = {
     f"criterion.{key}"
-    for key in ("kind", "delta", "tau", "box", "loc_ranking", "balance.kind", "balance.initial")
-}
+    for key in ("kind", "delta", "tau", "box", "localisation", "loc_ranking", "balance.kind",
+                "balance.initial")
+}  # fmt: skip
 
 
 def differences(one: str, other: str) -> set[str]:

@@ -14,6 +14,7 @@ from rankdet.config import losses, parts
 from rankdet.config.recipe import Recipe
 from rankdet.criteria.alrp import ALRPCriterion, Frame
 from rankdet.criteria.balance import Balance, LearnedBalance, ScalarBalance, SelfBalance
+from rankdet.criteria.balance_gradient import GradientBalance
 from rankdet.criteria.cross_entropy import CrossEntropyCriterion
 from rankdet.criteria.dense import (
     APClassification,
@@ -145,6 +146,7 @@ def _one_stage(
                 delta=loss.delta,
                 tau=loss.tau,
                 box=loss.box,
+                localisation=loss.localisation,
                 loc_ranking=loss.loc_ranking,
                 frame=frame,
                 ranking=loss.ranking,
@@ -222,3 +224,5 @@ def _balance(loss: losses.ALRP) -> Balance:
             return ScalarBalance(loss.balance.w_r)
         case losses.LearnedBalance():
             return LearnedBalance()
+        case losses.GradientBalance():
+            return GradientBalance()

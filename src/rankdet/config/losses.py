@@ -131,8 +131,8 @@ class SelfBalance(Section):
     """Localisation counts as much as the whole loss did in the last period."""
 
     kind: Literal["self"] = "self"
-    initial: Positive = 50.0
-    """Weight of localisation until the first period ends."""
+    initial: Positive | Literal["measured"] = 50.0
+    """Weight of localisation until the first period ends; measured: from its iterations so far."""
 
 
 class ScalarBalance(Section):
@@ -149,6 +149,12 @@ class LearnedBalance(Section):
     kind: Literal["learned"] = "learned"
 
 
+class GradientBalance(Section):
+    """Localisation moves what both share as much as classification does, by measured gradients."""
+
+    kind: Literal["gradient"] = "gradient"
+
+
 class ALRP(Section):
     """aLRP Loss: classification and localisation in one ranking of a whole micro-batch."""
 
@@ -159,10 +165,12 @@ class ALRP(Section):
     """IoU from which a positive counts as such."""
     box: IoUKind = "giou"
     """What the localisation error is measured by."""
+    localisation: Literal["ranked", "mean"] = "ranked"
+    """ranked: as published, the error of each positive divided by its rank; mean: all alike."""
     loc_ranking: Literal["smooth", "hard"] = "smooth"
     """How positives rank among themselves in the localisation part; hard: as the authors' code."""
     balance: Annotated[
-        SelfBalance | ScalarBalance | LearnedBalance, Field(discriminator="kind")
+        SelfBalance | GradientBalance | ScalarBalance | LearnedBalance, Field(discriminator="kind")
     ] = SelfBalance()
     """How localisation is weighed against classification."""
     ranking: Ranking = "local"

@@ -10,6 +10,7 @@ from rankdet.criteria.balance import (
     ScalarBalance,
     SelfBalance,
 )
+from rankdet.criteria.balance_gradient import GradientBalance
 from rankdet.criteria.cross_entropy import CrossEntropyCriterion
 from rankdet.criteria.dense import (
     APClassification,
@@ -49,6 +50,7 @@ __all__ = [
     "FocalClassification",
     "FocalGIoUCost",
     "FreeAnchorCriterion",
+    "GradientBalance",
     "IoUBox",
     "IoUWeighting",
     "LearnedBalance",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
-from rankdet.criteria.matching import match, require_branches
+from rankdet.criteria.matching import match, normaliser_of, require_branches
 from rankdet.losses.alrp import LocRanking, alrp_loss
 from rankdet.losses.boxes import localisation_errors
 from rankdet.ops.checks import require_choice
-from rankdet.ops.rank.distributed import Ranking, group_of
+from rankdet.ops.rank.distributed import Processes, Ranking, carry, group_of
 from rankdet.structures import LossTerms
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rankdet.structures import Assigner, Predictions, Targets
 
 Frame = Literal["prior", "pixels"]
+Localisation = Literal["ranked", "mean"]
 
 
 class ALRPCriterion(nn.Module):
@@ -36,10 +37,13 @@ class ALRPCriterion(nn.Module):
     Args:
         assigner: decides who is positive.
         balance: weighs localisation against classification: `SelfBalance` in the paper, or
-            `ScalarBalance`, `LearnedBalance`.
+            `GradientBalance`, `ScalarBalance`, `LearnedBalance`.
         delta: half-width of the smoothed step, in units of the logits.
         tau: IoU from which a positive counts as such, in [0, 1).
         box: box loss of the localisation error: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
+        localisation: ``"ranked"``: the localisation part of aLRP Loss, in which the error of a
+            positive is divided by its rank. ``"mean"``: the mean error of the positives, which all
+            count alike; over the positives of all processes. Classification is the same.
         loc_ranking: how positives rank among themselves in the localisation part; ``"hard"`` is
             the authors' code, see `rankdet.losses.alrp_loss`.
         eps: of the box loss, in the square of the unit of ``frame``.
@@ -69,6 +73,7 @@ class ALRPCriterion(nn.Module):
         delta: float = 1.0,
         tau: float = 0.5,
         box: str = "giou",
+        localisation: Localisation = "ranked",
         loc_ranking: LocRanking = "smooth",
         eps: float = 1e-6,
         frame: Frame = "prior",
@@ -76,11 +81,13 @@ class ALRPCriterion(nn.Module):
     ) -> None:
         super().__init__()
         require_choice("box", box, ("iou", "giou", "diou", "ciou"))
+        require_choice("localisation", localisation, get_args(Localisation))
         require_choice("frame", frame, get_args(Frame))
         require_choice("ranking", ranking, get_args(Ranking))
         self.assigner = assigner
         self.balance = balance
         self.delta, self.tau, self.box, self.eps = delta, tau, box, eps
+        self.localisation: Localisation = localisation
         self.loc_ranking: LocRanking = loc_ranking
         self.frame: Frame = frame
         self.ranking: Ranking = ranking
@@ -116,12 +123,15 @@ class ALRPCriterion(nn.Module):
             loc_ranking=self.loc_ranking,
             group=group,
         )
+        localisation = terms.localisation
+        if self.localisation == "mean":
+            localisation = _mean(errors, matches.count, group)
         # The balance is to do the same on all processes that have the same losses.
         count = matches.count > 0 if group is None else group.add(matches.counted())
-        balanced = self.balance(terms.classification, terms.localisation, count)
+        balanced = self.balance(terms.classification, localisation, count, predictions.shared)
         parts = {
             "classification": terms.classification.detach(),
-            "localisation": terms.localisation.detach(),
+            "localisation": localisation.detach(),
             "balance": balanced.weight,
             "positives": matches.counted(),
         }
@@ -135,6 +145,17 @@ class ALRPCriterion(nn.Module):
         """Show the settings."""
         return (
             f"assigner={self.assigner}, delta={self.delta}, tau={self.tau}, box={self.box}, "
-            f"loc_ranking={self.loc_ranking}, eps={self.eps}, frame={self.frame}, "
-            f"ranking={self.ranking}"
+            f"localisation={self.localisation}, loc_ranking={self.loc_ranking}, eps={self.eps}, "
+            f"frame={self.frame}, ranking={self.ranking}"
         )
+
+
+def _mean(errors: Tensor, count: int, group: Processes | None) -> Tensor:
+    """Return the mean error over the positives of all processes, 0-d; 0 without any.
+
+    Gradient: such that the mean over the processes of the gradients is that of one big batch.
+    """
+    share = errors.sum() / normaliser_of(count, device=errors.device)
+    if group is None:
+        return share
+    return carry(group.add(share.detach()) / group.size, share)

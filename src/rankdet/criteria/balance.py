@@ -8,8 +8,9 @@ and Semantics", CVPR 2018 (learned).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,7 +18,7 @@ from torch import Tensor, distributed, nn
 from rankdet.ops.checks import require_floating, require_positive, require_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Balanced(NamedTuple):
@@ -41,7 +42,11 @@ class Balance(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, classification: Tensor, localisation: Tensor, has_positives: Tensor | bool
+        self,
+        classification: Tensor,
+        localisation: Tensor,
+        has_positives: Tensor | bool,
+        shared: Sequence[Tensor] = (),
     ) -> Balanced:
         """Balance the two losses of one iteration.
 
@@ -50,6 +55,8 @@ class Balance(nn.Module, ABC):
             localisation: 0-d, floating, before any weight.
             has_positives: whether the iteration had a positive example; 0-d where a tensor, of
                 any dtype (a count will do), on the device of the losses.
+            shared: tensors of any shape that both losses were computed from, such as the feature
+                maps of all levels; only `GradientBalance` looks at them.
 
         Returns:
             The balanced losses, 0-d, float32 or float64.
@@ -63,6 +70,17 @@ class Balance(nn.Module, ABC):
     def end_epoch(self) -> None:
         """Take note that an epoch of training ended. All processes must call this together."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `module.bfloat16()` casts buffers too: a sum of thousands of losses would stand still.
+        before = dict(self.named_buffers())
+        inherited: Any = super()._apply  # torch gives it no types
+        inherited(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
 
 class SelfBalance(Balance):
     """Multiply localisation so that it counts as much as the whole loss did in the last epoch.
@@ -71,7 +89,8 @@ class SelfBalance(Balance):
 
         weight = (mean classification + mean localisation) / mean localisation
 
-    and ``initial`` until the first epoch ends. Classification is left as it is. An iteration is
+    and ``initial`` until the first epoch ends; with ``"measured"``, the same weight from the
+    iterations so far, this one included. Classification is left as it is. An iteration is
     one call in training mode; it counts if it has positives and both losses are finite, so one
     NaN does not spoil the weight of the next epoch (it still reaches the loss of its iteration).
     An epoch without such an iteration, or with zero localisation, leaves the weight unchanged.
@@ -88,7 +107,7 @@ class SelfBalance(Balance):
     the sums of the others are lost, and the means are nearly those of process 0.
 
     Args:
-        initial: weight during the first epoch, above zero.
+        initial: weight during the first epoch, above zero, or ``"measured"``: no number at all.
 
     Gradient: ordinary derivative; the weight is a constant.
 
@@ -110,18 +129,28 @@ class SelfBalance(Balance):
     sums: Tensor
     count: Tensor
 
-    def __init__(self, initial: float = 50.0) -> None:
+    def __init__(self, initial: float | Literal["measured"] = 50.0) -> None:
         super().__init__()
-        require_positive("initial", initial)
+        self.measures = initial == "measured"
+        if initial == "measured":
+            initial = math.nan  # stands for no epoch yet
+        else:
+            require_positive("initial", initial)
         self.register_buffer("weight", torch.tensor(float(initial), dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(
-        self, classification: Tensor, localisation: Tensor, has_positives: Tensor | bool
+        self,
+        classification: Tensor,
+        localisation: Tensor,
+        has_positives: Tensor | bool,
+        shared: Sequence[Tensor] = (),  # noqa: ARG002 - as any balance
     ) -> Balanced:
         """Multiply localisation by the weight and, in training, note both losses."""
-        classification, localisation, counts = _check(classification, localisation, has_positives)
+        classification, localisation, counts = as_losses(
+            classification, localisation, has_positives
+        )
         if self.training:
             losses = torch.stack([classification.detach(), localisation.detach()])
             counts = counts & losses.isfinite().all()
@@ -129,6 +158,10 @@ class SelfBalance(Balance):
             self.count.add_(counts)
         # A copy: the buffer may change before backward or the log reads it.
         weight = self.weight.to(localisation.dtype, copy=True)
+        if self.measures:
+            so_far = self.sums.sum() / self.sums[1]
+            so_far = torch.where(so_far.isfinite(), so_far, 1).to(weight.dtype)
+            weight = torch.where(weight.isnan(), so_far, weight)
         zero = torch.zeros_like(classification)
         return Balanced(classification, weight * localisation, zero, weight)
 
@@ -145,17 +178,6 @@ class SelfBalance(Balance):
         self.weight.copy_(torch.where(usable, weight, self.weight))
         self.sums.zero_()
         self.count.zero_()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelfBalance:
-        # `module.bfloat16()` casts buffers too: a sum of thousands of losses would stand still.
-        before = dict(self.named_buffers())
-        inherited: Any = super()._apply  # torch gives it no types
-        inherited(fn, recurse)
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
-        return self
 
 
 class ScalarBalance(Balance):
@@ -177,10 +199,14 @@ class ScalarBalance(Balance):
         self.w_r = w_r
 
     def forward(
-        self, classification: Tensor, localisation: Tensor, has_positives: Tensor | bool
+        self,
+        classification: Tensor,
+        localisation: Tensor,
+        has_positives: Tensor | bool,
+        shared: Sequence[Tensor] = (),  # noqa: ARG002 - as any balance
     ) -> Balanced:
         """Multiply localisation by the constant."""
-        classification, localisation, _ = _check(classification, localisation, has_positives)
+        classification, localisation, _ = as_losses(classification, localisation, has_positives)
         weight = torch.full_like(localisation, self.w_r, requires_grad=False)
         zero = torch.zeros_like(classification)
         return Balanced(classification, weight * localisation, zero, weight)
@@ -223,10 +249,16 @@ class LearnedBalance(Balance):
         self.log_variances = nn.Parameter(torch.zeros(2))
 
     def forward(
-        self, classification: Tensor, localisation: Tensor, has_positives: Tensor | bool
+        self,
+        classification: Tensor,
+        localisation: Tensor,
+        has_positives: Tensor | bool,
+        shared: Sequence[Tensor] = (),  # noqa: ARG002 - as any balance
     ) -> Balanced:
         """Weigh both losses; the regulariser is the sum of the log-variances."""
-        classification, localisation, counts = _check(classification, localisation, has_positives)
+        classification, localisation, counts = as_losses(
+            classification, localisation, has_positives
+        )
         learned = self.log_variances.to(classification.dtype)
         logs = torch.where(counts, learned, learned.detach())
         for_classification, for_localisation = (-logs).exp().unbind()
@@ -241,7 +273,7 @@ class LearnedBalance(Balance):
         """Do nothing: the optimiser moves the variances."""
 
 
-def _check(
+def as_losses(
     classification: Tensor, localisation: Tensor, has_positives: Tensor | bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return both losses in one dtype, float32 at least, and whether the iteration counts."""

@@ -120,6 +120,7 @@ class RegionCriterion(nn.Module):
             priors=_MatchedRegions(boxes, (len(boxes),), (_STRIDE,), matched[None]),
             coder=predictions.coder,
             branches={name: branch[None] for name, branch in predictions.branches.items()},
+            shared=predictions.shared,
         )
         terms = self.criterion(one_image, objects)
         assert isinstance(terms, LossTerms)

@@ -71,9 +71,16 @@ class Detector(nn.Module):
         Raises:
             ValueError: images have another shape, or the priors do not fit the head.
         """
-        outputs = self.head(self.neck(self.backbone(self.normalise(images))))
+        features = self.neck(self.backbone(self.normalise(images)))
         size = (images.shape[2], images.shape[3])
-        return dense_predictions(outputs, self.priors, self.coder, size, dtype=self.normalise.dtype)
+        return dense_predictions(
+            self.head(features),
+            self.priors,
+            self.coder,
+            size,
+            dtype=self.normalise.dtype,
+            shared=features if self.training else (),
+        )
 
 
 def dense_predictions(
@@ -84,6 +91,7 @@ def dense_predictions(
     *,
     dtype: torch.dtype,
     head: str = "the head",
+    shared: Sequence[Tensor] = (),
 ) -> Predictions:
     """Return what a head says, together with the priors that it says it of.
 
@@ -94,6 +102,7 @@ def dense_predictions(
         size: height and width of the batch, in pixels.
         dtype: of the network; the priors are float32 at least.
         head: what a message calls it.
+        shared: what the outputs were made from.
 
     Raises:
         ValueError: there are not A priors.
@@ -105,4 +114,6 @@ def dense_predictions(
             f"{head} predicts for {outputs.logits.shape[1]} priors, but there are "
             f"{len(made.boxes)}: its levels, the strides and the priors per place must agree"
         )
-    return Predictions(outputs.logits, outputs.codes, made, coder, outputs.branches)
+    return Predictions(
+        outputs.logits, outputs.codes, made, coder, outputs.branches, shared=tuple(shared)
+    )

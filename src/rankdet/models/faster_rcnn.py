@@ -121,6 +121,7 @@ class FasterRCNN(nn.Module):
             size,
             dtype=self.normalise.dtype,
             head="the first head",
+            shared=features if self.training else (),
         )
         propose = self.propose_in_training if self.training else self.propose
         regions = propose(first, sizes)
@@ -128,7 +129,12 @@ class FasterRCNN(nn.Module):
             regions = with_known(regions, known, sizes)
         found = self.second(self.pooling(features, regions))
         second = RegionPredictions(
-            regions, found.logits, found.codes, self.region_coder, found.branches
+            regions,
+            found.logits,
+            found.codes,
+            self.region_coder,
+            found.branches,
+            shared=(found.hidden,) if self.training else (),
         )
         return TwoStagePredictions(first, second)
 

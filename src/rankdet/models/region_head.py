@@ -126,6 +126,8 @@ class RegionOutputs(NamedTuple):
     """[R, C, 4] or [R, 1, 4]."""
     branches: dict[str, Tensor]
     """Each [R]."""
+    hidden: Tensor
+    """[R, hidden], what all of these were computed from."""
 
 
 class RegionHead(nn.Module):
@@ -192,4 +194,4 @@ class RegionHead(nn.Module):
         logits = self.to_logits(x)
         codes = self.to_codes(x).view(len(x), 1 if self.agnostic else self.classes, 4)
         branches = {"background": logits[:, self.classes]} if self.background else {}
-        return RegionOutputs(logits[:, : self.classes], codes, branches)
+        return RegionOutputs(logits[:, : self.classes], codes, branches, x)
