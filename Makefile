@@ -3,6 +3,7 @@
 #
 #   make demo        train a detector on built-in images, in minutes, and look at it
 #   make test        the tests
+#   make test-extras the tests of each extra, each in an environment of its own
 #   make browser     a browser for the tests of the report, where apt-get may install one
 #   make check       formatter, linter, type checker, import ladder
 #   make bench       time the losses on this machine -> benchmarks/results/
@@ -19,7 +20,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-test test browser check format bench bench-train gpu-check lock clean
+.PHONY: help setup demo demo-test test test-extras browser check format bench bench-train gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +49,24 @@ demo-test:
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# What an extra brings may not fit beside that of another: so each has its own environment.
+EXTRAS := mmdet transformers export
+TESTS_mmdet        := tests/integrations/mmdet
+TESTS_transformers := tests/integrations/transformers tests/test_docs.py -k "not test_docs or accelerate or transformers"
+TESTS_export       := tests/export tests/test_inference.py tests/cli/test_export_command.py
+
+test-extras: $(EXTRAS:%=test-extra-%)
+
+.PHONY: $(EXTRAS:%=test-extra-%)
+$(EXTRAS:%=test-extra-%): test-extra-%: .venv-extras/%/.ready
+	.venv-extras/$*/bin/python -m pytest $(TESTS_$*) $(ARGS)
+
+.venv-extras/%/.ready: requirements/%.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-extras/$*
+	$(BIN)/uv pip sync --quiet --python .venv-extras/$*/bin/python --require-hashes requirements/$*.lock
+	$(BIN)/uv pip install --quiet --python .venv-extras/$*/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
 
 browser:
 	bash tests/browser_setup.sh
@@ -82,7 +101,14 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 
 lock: $(BIN)/uv
 	$(BIN)/uv --version | sed 's/^uv \([^ ]*\).*/uv==\1/' | $(UV_COMPILE) - --output-file requirements/bootstrap.lock
-	$(UV_COMPILE) pyproject.toml --group dev --all-extras --output-file requirements/dev.lock
+	$(UV_COMPILE) pyproject.toml --group dev --extra train --extra timm --extra bench \
+	  --output-file requirements/dev.lock
+	$(UV_COMPILE) pyproject.toml --group test --group build --extra train --extra export --extra supervision \
+	  --constraint requirements/dev.lock --output-file requirements/export.lock
+	$(UV_COMPILE) pyproject.toml --group test --group build --extra transformers \
+	  --constraint requirements/dev.lock --output-file requirements/transformers.lock
+	echo opencv-python-headless | $(UV_COMPILE) --overrides requirements/mmdet.overrides pyproject.toml \
+	  --group test --group build --extra mmdet - --output-file requirements/mmdet.lock
 
 clean:
-	rm -rf $(VENV) rankdet-demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-extras rankdet-demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ RANK = ROOT / "docs" / "maths" / "rank.md"
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```[ ]*$", re.S | re.M
 )
+_NEEDS = re.compile(r"<!-- needs: (\S+) -->")
 _NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*\Z")
 
 
@@ -54,6 +56,9 @@ def run(text: str, name: str) -> dict[str, object]:
     return namespace
 
 
+# What Lightning says of torch, and of a loader that needs no workers.
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,6 +66,9 @@ def test_the_code_of_a_page_runs(
     text = page.read_text(encoding="utf-8")
     if not any(python_blocks(text)):
         pytest.skip("no code")
+    for library in _NEEDS.findall(text):
+        if find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
     monkeypatch.chdir(tmp_path)
     run(text, name_of(page))
 

@@ -14,7 +14,7 @@ from rankdet import __version__
 from rankdet.cli.main import main
 
 VERBS = ("demo", "train", "evaluate", "predict", "score", "compare", "data", "data check",
-         "data digits", "data coco", "data minitrain", "tables", "recipes")  # fmt: skip
+         "data digits", "data coco", "data minitrain", "tables", "recipes", "export")  # fmt: skip
 
 
 def test_help_names_every_verb_and_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -314,7 +314,9 @@ def test_the_engine_trains_and_evaluates_it() -> None:
 
 
 def test_an_image_is_predicted_alike_alone_and_in_a_batch() -> None:
-    model = small().eval()
+    # In float64: a batch is added up in another order, and in float32 what that changes can swap
+    # proposals of nearly the same score.
+    model = small().double().eval()
     batch = images()
     together, alone = model(batch), model(batch[1:])
     assert_close(together.first.codes[1:], alone.first.codes, rtol=1e-4, atol=1e-5)

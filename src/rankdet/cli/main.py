@@ -10,7 +10,18 @@ import sys
 from collections.abc import Sequence
 
 from rankdet import __version__
-from rankdet.cli import compare, data, demo, evaluate, predict, recipes, score, tables, train
+from rankdet.cli import (
+    compare,
+    data,
+    demo,
+    evaluate,
+    export,
+    predict,
+    recipes,
+    score,
+    tables,
+    train,
+)
 
 EXAMPLES = """\
 examples:
@@ -19,6 +30,7 @@ examples:
   rankdet train --data photos/                  train a detector on it
   rankdet evaluate runs/photos-1/best.safetensors --data photos/
   rankdet predict runs/photos-1/best.safetensors new/ --out found/
+  rankdet export runs/photos-1 --format onnx    write it for another runtime
   rankdet score --ground-truth val.json --detections results.json --html report.html
   rankdet compare runs/photos-1 runs/photos-2   what got better, what worse
   rankdet tables a1 --data photos/ --scale tiny the paper's experiments
@@ -45,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     verbs = whole.add_subparsers(title="verbs", metavar="VERB", dest="verb")
-    for verb in (demo, train, evaluate, predict, score, compare, data, tables, recipes):
+    for verb in (demo, train, evaluate, predict, export, score, compare, data, tables, recipes):
         verb.add_to(verbs)
     return whole
 
