@@ -1,4 +1,4 @@
-"""The balance by measured gradients, localisation as a mean, and a self-balance without a constant."""
+"""The balance by measured gradients, the mean localisation, a self-balance without a constant."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_a_self_balance_needs_no_constant() -> None:
     balance = SelfBalance("measured")
     first = balance(torch.tensor(0.9), torch.tensor(0.1), True).weight
     second = balance(torch.tensor(0.5), torch.tensor(0.3), True).weight
-    assert first.item() == pytest.approx(10) and second.item() == pytest.approx(1.8 / 0.4)
+    assert first.item() == pytest.approx(10)
+    assert second.item() == pytest.approx(1.8 / 0.4)
     balance.end_epoch()
     assert balance(torch.tensor(9.0), torch.tensor(0.1), True).weight.item() == pytest.approx(4.5)
     nothing = SelfBalance("measured")(torch.tensor(0.0), torch.tensor(0.0), False)
