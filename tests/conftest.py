@@ -31,6 +31,16 @@ def golden() -> GoldenReader:
     return read
 
 
+@pytest.fixture(scope="session")
+def onnxruntime() -> Any:
+    """Return the library, or skip: it comes with the extra `export`."""
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra `export`)")
+    return pytest.importorskip(
+        "onnxruntime", reason="onnxruntime is not installed (extra `export`)"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
