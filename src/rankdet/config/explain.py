@@ -32,7 +32,7 @@ def explain_keys() -> tuple[Key, ...]:
     Example:
         >>> keys = {key.name: key for key in explain_keys()}
         >>> keys["criterion.balance.initial"].values
-        'number, above 0, to 1e+06; default 50.0'
+        'number, above 0, to 1e+06 or measured; default 50.0'
         >>> keys["criterion.balance.initial"].meaning
         'For criterion.balance.kind self: weight of localisation until the first period ends.'
     """
