@@ -31,10 +31,10 @@ def explain_keys() -> tuple[Key, ...]:
 
     Example:
         >>> keys = {key.name: key for key in explain_keys()}
-        >>> keys["criterion.balance.initial"].values
-        'number, above 0, to 1e+06 or measured; default 50.0'
-        >>> keys["criterion.balance.initial"].meaning
-        'For criterion.balance.kind self: weight of localisation until the first period ends.'
+        >>> keys["criterion.balance.w_r"].values
+        'number, from 0, to 1e+06; default 10.0'
+        >>> keys["criterion.balance.w_r"].meaning
+        'For criterion.balance.kind scalar: what localisation is multiplied by.'
     """
     return tuple(_explain(Recipe, (), ""))
 
