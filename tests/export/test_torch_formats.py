@@ -66,6 +66,6 @@ def test_a_file_finds_what_the_model_finds(kind: str, name: str, tmp_path: Path)
         agreement = compare(wanted, as_detections(*outputs), side=4 * side)
         assert agreement.total > 50
         assert agreement.alone == 0
-        # Two kernels of one sum differ by some float32 steps, from CPU to CPU by others (2e-6 seen).
+        # Rounding: up to 2e-6 was seen, and it differs from CPU to CPU.
         assert agreement.score < 1e-5
         assert agreement.box < 1e-3
