@@ -73,6 +73,8 @@ DIFFER: list[tuple[str, str, set[str]]] = [
      {"model.detector", "model.anchors.ratios", "assigner.kind", "assigner.top_k",
       "assigner.positive", "assigner.negative", "assigner.min_positive",
       "assigner.low_quality"}),
+    *((f"{name}_alrp-small", f"{name}_alrp_published-small", set())
+      for name in ("atss", "retinanet", "fovea", "fcos", "faster_rcnn")),
     ("atss_alrp-small", "demo",
      {"model.levels", "optimizer.lr", "data.train_size", "data.test_shorter",
       "data.test_longer", "data.cache_mb",

@@ -12,7 +12,7 @@ from rankdet.config.load import dump
 from rankdet.engine.progress import MetricsFile
 from rankdet.eval.score import Score, score
 from rankdet.experiments.folders import Images
-from rankdet.experiments.tables import Run
+from rankdet.experiments.table import Run
 
 IMAGES = Images(Path("/data/cats"), training=100, validation=2, objects=3, classes=2)
 

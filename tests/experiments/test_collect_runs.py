@@ -19,7 +19,8 @@ from rankdet.experiments.collect import (
     read_result,
 )
 from rankdet.experiments.folders import Place, State
-from rankdet.experiments.tables import TABLES, Run, Table, runs
+from rankdet.experiments.table import Run, Table, runs
+from rankdet.experiments.tables import TABLES
 
 A1, A3 = TABLES["a1"], TABLES["a3"]
 FOVEA, RETINA = runs(A1, "tiny", seeds=1)[0], runs(A3, "tiny", seeds=1)[0]

@@ -19,7 +19,8 @@ from rankdet.engine.progress import MetricsFile
 from rankdet.experiments import run as executing
 from rankdet.experiments.folders import Place, State
 from rankdet.experiments.run import Ended, execute, locked, slots, train_command
-from rankdet.experiments.tables import TABLES, runs
+from rankdet.experiments.table import runs
+from rankdet.experiments.tables import TABLES
 from rankdet.experiments.watching import Progressing, clock, how_far
 
 RUNS = runs(TABLES["a3"], "tiny", seeds=1)

@@ -11,15 +11,8 @@ from rankdet.config.build import total_steps
 from rankdet.config.load import flatten, load_recipe
 from rankdet.config.recipe import RecipeError
 from rankdet.experiments.published import PUBLISHED
-from rankdet.experiments.tables import (
-    COCO_IMAGES,
-    MINITRAIN_IMAGES,
-    SCALES,
-    TABLES,
-    Run,
-    Scale,
-    runs,
-)
+from rankdet.experiments.table import COCO_IMAGES, MINITRAIN_IMAGES, SCALES, Run, Scale, runs
+from rankdet.experiments.tables import PAPER, TABLES
 
 # In what a run may differ from what is shipped, whatever the table is about.
 _TOLD = {"name", "description", "training.seed", "training.evaluations"}
@@ -41,7 +34,7 @@ def test_every_recipe_is_sound_and_every_run_has_its_own_name(name: str, scale: 
 
 
 @pytest.mark.parametrize("scale", ["tiny", "small"])
-@pytest.mark.parametrize("name", ["a1", "a2", "a3", "a4"])
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "main"])
 def test_the_runs_of_a_table_differ_in_the_loss_alone(name: str, scale: Scale) -> None:
     flat = [flatten(run.wanted) for run in first_runs(name, scale)]
     keys = {key for each in flat for key in each}
@@ -53,7 +46,7 @@ def test_the_runs_of_a_table_differ_in_the_loss_alone(name: str, scale: Scale) -
     assert any(key.startswith("criterion.") for key in differing)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [table.name for table in PAPER])
 def test_published_recipes_are_as_they_are_shipped(name: str) -> None:
     for run in first_runs(name, "paper"):
         shipped, wanted = flatten(load_recipe(run.recipe)), flatten(run.wanted)
@@ -115,7 +108,7 @@ def test_changes_of_the_caller_win_and_wrong_ones_are_named() -> None:
         _ = run.wanted
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [table.name for table in PAPER])
 def test_published_numbers_have_a_row_and_a_measure(name: str) -> None:
     table, published = TABLES[name], PUBLISHED[name]
     rows, measures = {row.name for row in table.rows}, {each.name for each in table.measures}
@@ -123,8 +116,65 @@ def test_published_numbers_have_a_row_and_a_measure(name: str) -> None:
     assert {measure for _, measure in published.values} <= measures
     assert all(10 < value < 100 for value in published.values.values())
     assert ("minitrain" in published.setting) == (table.images == MINITRAIN_IMAGES)
-    for first, second in table.comparisons:
-        assert {first, second} <= rows
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_that_are_compared_are_there(name: str) -> None:
+    table = TABLES[name]
+    rows = {row.name for row in table.rows}
+    assert len(rows) == len(table.rows)
+    assert all(first != second and {first, second} <= rows for first, second in table.comparisons)
+
+
+def test_some_rows_of_a_table() -> None:
+    table = TABLES["a3"].only(["retinanet_alrp", "retinanet_focal"])
+    assert [row.name for row in table.rows] == ["retinanet_focal", "retinanet_alrp"]
+    assert table.comparisons == (("retinanet_alrp", "retinanet_focal"),)
+    assert table.measures == TABLES["a3"].measures
+    with pytest.raises(ValueError, match=r"no row 'retinanet_alpr'; it has retinanet_focal, "):
+        TABLES["a3"].only(["retinanet_alpr"])
+
+
+def test_the_help_names_every_table() -> None:
+    from rankdet.cli.tables import EXAMPLES, NAMES
+
+    assert tuple(TABLES) == NAMES
+    assert all(f"\n{name} " in EXAMPLES for name in NAMES)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_studies_compare_what_their_labels_say(scale: Scale) -> None:
+    flat = {
+        run.row: flatten(run.wanted)
+        for name in ("losses", "search", "balance")
+        for run in first_runs(name, scale)
+    }
+
+    def picked(row: str, *keys: str) -> list[object]:
+        return [flat[row].get(f"criterion.{key}") for key in keys]
+
+    alrp = ("localisation", "balance.kind", "balance.initial", "balance.w_r")
+    found = {row[len("atss_alrp-") :]: picked(row, *alrp) for row in flat if "alrp" in row}
+    assert found == {
+        "mean-gradient": ["mean", "gradient", None, None],
+        "ranked-self": ["ranked", "self", 50, None],
+        "ranked-measured": ["ranked", "self", "measured", None],
+        "ranked-gradient": ["ranked", "gradient", None, None],
+        "mean-self": ["mean", "self", 50, None],
+        "mean-w5": ["mean", "scalar", None, 5],
+    }
+    focal = ("classification.alpha", "classification.gamma", "box.kind", "box_weight")
+    found = {row[len("atss_focal") :]: picked(row, *focal) for row in flat if "focal" in row}
+    assert found == {
+        "": [0.25, 2, "smooth_l1", 1],
+        "_giou": [0.25, 2, "giou", 2],
+        "_giou-w1": [0.25, 2, "giou", 1],
+        "_giou-w4": [0.25, 2, "giou", 4],
+        "_giou-alpha50": [0.5, 2, "giou", 2],
+        "_giou-gamma1": [0.25, 1, "giou", 2],
+        "_giou-gamma1-w1": [0.25, 1, "giou", 1],
+    }
+    assert not any(each["model.centreness"] for each in flat.values())
 
 
 # Typed a second time from the papers, row by row; "-" was not published.

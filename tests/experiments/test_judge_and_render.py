@@ -10,17 +10,19 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_runs import IMAGES, write_run
 from rich.console import Console
 
-from rankdet.experiments.collect import Grid, read_result
+from rankdet.experiments.collect import Grid, Note, read_result
 from rankdet.experiments.folders import Place, State
 from rankdet.experiments.judge import Compared, compare, statements
 from rankdet.experiments.output import fill, write_table
 from rankdet.experiments.published import PUBLISHED
 from rankdet.experiments.render import Filled, OnTerminal, as_csv, markdown
-from rankdet.experiments.tables import TABLES, Run, Scale, Table, runs
+from rankdet.experiments.table import Run, Scale, Table, runs
+from rankdet.experiments.tables import TABLES
 
 A1, A3, A4 = TABLES["a1"], TABLES["a3"], TABLES["a4"]
 
@@ -158,27 +160,67 @@ def test_the_terminal_shows_all_numbers_at_any_width(tmp_path: Path, name: str) 
         for row in made.table.rows:
             assert made.table.label(row.name) in said
             assert width < 200 or made.cell(row.name, made.table.measure("AP")) in said
-        for value in PUBLISHED[name].values.values():
+        for value in PUBLISHED[name].values.values() if name in PUBLISHED else ():
             assert f"{value:.1f}" in said
 
 
-@pytest.mark.parametrize(("name", "file"), [("a1", "ap-by-epoch.svg"), ("a2", None),
-    ("a3", "ap-by-objects.svg"), ("a4", "ap-by-weight.svg"), ("main", None)])  # fmt: skip
+PLOTS = {
+    "a1": ["ap-by-epoch.svg"],
+    "a2": [],
+    "a3": ["ap-by-objects.svg"],
+    "a4": ["ap-by-weight.svg", "terms-by-step.svg"],
+    "main": [],
+    "losses": ["ap-by-epoch.svg"],
+    "search": [],
+    "balance": ["ap-by-epoch.svg", "terms-by-step.svg"],
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_plots(tmp_path: Path, name: str, file: str | None, seeds: int) -> None:
+def test_plots(tmp_path: Path, name: str, seeds: int) -> None:
     made = filled(tmp_path, TABLES[name], seeds=seeds)
-    assert made.plots == ((file,) if file else ())
+    assert list(made.plots) == PLOTS[name]
     assert {path.name for path in tmp_path.glob("*.svg")} == set(made.plots)
-    if file:
+    again = filled(tmp_path / "again", TABLES[name], seeds=seeds)
+    assert again.plots == made.plots
+    for file in made.plots:
         picture = (tmp_path / file).read_text()
         assert "<svg" in picture
         assert f"![{file}]({file})" in (tmp_path / "table.md").read_text()
-        again = filled(tmp_path / "again", TABLES[name], seeds=seeds)
-        assert again.plots == made.plots
         # The same picture of the same numbers, but for the names that matplotlib draws.
         both = [re.sub(r"[\w-]*(id|url|href|clip)[^ ]*", "", text) for text in
                 (picture, (tmp_path / "again" / file).read_text())]  # fmt: skip
         assert both[0] == both[1]
+
+
+def test_curves_are_of_the_terms_that_there_are(tmp_path: Path) -> None:
+    """One line for each seed and one for their mean; nothing for a loss without the term."""
+    from matplotlib.figure import Figure
+
+    from rankdet.experiments.plots import Curves
+
+    made = filled(tmp_path, TABLES["balance"], seeds=2)
+    results = [
+        read_result(Place(run, tmp_path / run.name, State.FINISHED))
+        for run in runs(TABLES["balance"], "tiny", seeds=2)
+    ]
+    weights = {0: (4.0, 8.0), 1: (2.0, 32.0)}
+    noted = [
+        replace(result, metrics=replace(result.metrics, notes=tuple(
+            Note(10 * number, {"balance": weight} if row == 0 else {})
+            for number, weight in enumerate(weights[result.run.seed])
+        )))
+        for result in results
+        for row in [[each.name for each in TABLES["balance"].rows].index(result.run.row)]
+    ]  # fmt: skip
+    figure = Figure()
+    Curves({"balance": "weight"}, frozenset({"balance"})).draw(figure, made, noted)
+    (axes,) = figure.axes
+    drawn = [(np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
+             for line in axes.get_lines()]  # fmt: skip
+    assert drawn == [([0, 10], [4, 8]), ([0, 10], [2, 32]), ([0, 10], [3, 20])]
+    assert axes.get_yscale() == "log"
 
 
 def test_nothing_finished_is_a_table_too(tmp_path: Path) -> None:

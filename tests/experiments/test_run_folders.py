@@ -20,7 +20,8 @@ from rankdet.experiments.folders import (
     locate,
     state_of,
 )
-from rankdet.experiments.tables import TABLES, Run, runs
+from rankdet.experiments.table import Run, runs
+from rankdet.experiments.tables import TABLES
 
 A1, A3, MAIN = TABLES["a1"], TABLES["a3"], TABLES["main"]
 SHORT = ("schedule.steps=1000",)

@@ -21,7 +21,8 @@ from rankdet.config.load import load_recipe
 from rankdet.data.discover import discover
 from rankdet.experiments import run as executing
 from rankdet.experiments.folders import Images, Place
-from rankdet.experiments.tables import TABLES, Scale, runs
+from rankdet.experiments.table import Scale, runs
+from rankdet.experiments.tables import TABLES
 
 SHORT = (
     "schedule.steps=4", "schedule.warmup_steps=1", "schedule.balance_period=1",
@@ -205,11 +206,18 @@ def test_a_dry_run_says_what_it_takes_and_does_nothing(
     assert typed(*arguments, monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
     assert "12 of 12 runs are left: how long they take is unknown; run with --measure" in said
-    assert "retinanet_alrp-w5: retinanet_alrp-small criterion.balance.kind=scalar" in said
+    assert "retinanet_alrp-w5: retinanet_alrp_published-small criterion.balance.kind=scalar" in said
     assert "12 runs of 100 epochs of 25,000 images, 78,125 steps of 32 images each" in said
     assert "30 million images" in said
     assert "Hours at that scale are not known" in said
     assert not (tmp_path / "out").exists()
+    assert typed(*arguments, "--rows", "retinanet_alrp, retinanet_alrp-w5",
+                 monkeypatch=monkeypatch) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "4 of 4 runs are left" in said
+    assert "retinanet_alrp-w1" not in said
+    assert typed(*arguments, "--rows", "atss_own", monkeypatch=monkeypatch) == 1
+    assert "--rows atss_own: table a4 has no row 'atss_own'" in capsys.readouterr().err
 
     # A run of another seed and another table, with half a second a step, and one at paper scale.
     changes = (*SHORT, "schedule.steps=1000")

@@ -1,4 +1,4 @@
-"""`rankdet tables`: the experiments of the paper, at any scale."""
+"""`rankdet tables`: the experiments of the paper, and studies, at any scale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankdet.experiments.costs import StepTime
     from rankdet.experiments.folders import Images, Place
     from rankdet.experiments.run import Outcome
-    from rankdet.experiments.tables import Table
+    from rankdet.experiments.table import Table
 
 EXAMPLES = """\
 examples:
@@ -25,6 +25,8 @@ examples:
   rankdet tables a3 --data photos/ --scale small --seeds 5 --jobs 2
   rankdet tables a3 --data photos/ --scale tiny --set data.augment.kind=light
   rankdet tables main --data coco/ --scale paper --jobs 8    published settings, on GPUs
+  rankdet tables losses --data photos/ --scale tiny --set data.augment.kind=light
+  rankdet tables losses --data photos/ --scale small --rows atss_focal,atss_focal_giou
 
 a1    FoveaBox: Focal + Smooth L1, AP + Smooth L1, aLRP at 50, 75 and 100 % of one schedule
 a2    ATSS: its own loss, aLRP
@@ -32,9 +34,17 @@ a3    RetinaNet: Focal + Smooth L1, AP + Smooth L1, aLRP, by objects in the imag
 a4    aLRP on RetinaNet: w_r = 1, 5, 10, 15, learned weights, self-balance
 main  RetinaNet, FreeAnchor, DR, ATSS, FoveaBox, Faster R-CNN
 
+Studies that the paper has not, all with ATSS:
+
+losses   aLRP, aLRP as published, Focal + Smooth L1, Focal + 2 GIoU, as they are shipped
+search   aLRP without tuning against Focal + GIoU with six settings
+balance  aLRP with its localisation by rank or as a mean, and four balances
+
 A run is a folder of `rankdet train` in OUT/TABLE-SCALE; one that is finished is never run again.
 """
 
+NAMES = ("a1", "a2", "a3", "a4", "main", "losses", "search", "balance")
+"""Of the tables, as in `rankdet.experiments.tables.TABLES`, which a help text need not import."""
 
 # What a dry run does not say of every row.
 _UNTOLD = ("name=", "description=", "training.seed=")
@@ -57,14 +67,14 @@ def add_to(verbs: Any) -> None:
     """Add the verb to the command."""
     parser = verbs.add_parser(
         "tables",
-        help="rerun the paper's experiments, at any scale",
-        description="Train all that a table of the paper compares, over several seeds, and print "
+        help="rerun the paper's experiments, and studies of ours, at any scale",
+        description="Train all that a table compares, over several seeds, and print "
         "what was measured, which differences exceed the spread over seeds, and the published "
         "numbers beside it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", choices=("a1", "a2", "a3", "a4", "main"), help="which table")
+    parser.add_argument("table", choices=NAMES, help="which table")
     parser.add_argument("--data", required=True, metavar="DIR", help="images and annotations")
     parser.add_argument(
         "--scale",
@@ -75,6 +85,11 @@ def add_to(verbs: Any) -> None:
     )
     parser.add_argument(
         "--seeds", type=_count, default=3, metavar="N", help="runs of each row: seeds 0 to N-1 (3)"
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="ROW,ROW",
+        help="only these rows, by their names (--dry-run lists them); default: all",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with runs that were interrupted or failed"
@@ -135,7 +150,8 @@ def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, _Work]:
     from rankdet.data.discover import discover
     from rankdet.engine.files import RunError
     from rankdet.experiments.folders import Images, locate, table_folder
-    from rankdet.experiments.tables import TABLES, runs
+    from rankdet.experiments.table import runs
+    from rankdet.experiments.tables import TABLES
 
     if given.measure and not given.dry_run:
         raise RunError("--measure goes with --dry-run")
@@ -143,6 +159,11 @@ def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, _Work]:
         if change.partition("=")[0].strip() == "training.seed":
             raise RunError(f"--set {change}: the seeds of a table are given by --seeds")
     table = TABLES[given.table]
+    if given.rows is not None:
+        try:
+            table = table.only([name.strip() for name in given.rows.split(",")])
+        except ValueError as fault:
+            raise RunError(f"--rows {given.rows}: {fault}") from fault
     wanted = runs(table, given.scale, seeds=given.seeds, changes=given.set)
     recipes = [each.wanted for each in wanted]  # a wrong change is found before the data are read
     voice = Voice()
@@ -272,7 +293,7 @@ def _dry_run(work: _Work, training: ImageSet, validation: ImageSet) -> int:
     import torch
 
     from rankdet.experiments.costs import at_paper_scale, measured_times, plan, time_left
-    from rankdet.experiments.tables import runs
+    from rankdet.experiments.table import runs
 
     given, voice = work.given, work.voice
     wanted = [place.run for place in work.places]

@@ -14,13 +14,14 @@ from rankdet.engine.files import RunError
 from rankdet.eval.files import read_score
 from rankdet.eval.score import CountScore, Score, count_label
 from rankdet.experiments.folders import METRICS, SCORE, Place, settings_of
-from rankdet.experiments.tables import Measure, Run, Table
+from rankdet.experiments.table import Measure, Run, Table
 
 POINTS = 100.0
 """AP and errors are in [0, 1] in a run's files, and in points here, as the papers print them."""
 
 # How far from the wanted share of the schedule an evaluation may lie.
 _NEAR = 0.01
+_NO_TERMS = frozenset({"step", "seconds", "lr"})
 
 Grid = Mapping[tuple[str, str], Mapping[int, float]]
 """By row and measure: points by seed. What was not measured is not there."""
@@ -36,6 +37,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A row of `metrics.csv` that was written while training."""
+
+    step: int
+    numbers: Mapping[str, float]
+    """The loss and its terms, means since the note before; which, depends on the loss."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """`metrics.csv` of a run."""
 
@@ -46,6 +56,7 @@ class Metrics:
     """Of training, the median over the notes; None with too few of them."""
     seconds: float
     """Of training in all sessions, nearly: what was repeated after a resume does not count."""
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def read_metrics(path: Path) -> Metrics:
     Raises:
         RunError: it cannot be read, or is not what a run writes.
     """
-    evaluations, notes = [], []
+    evaluations, times, notes = [], [], []
     steps = 0
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -110,7 +121,13 @@ def read_metrics(path: Path) -> Metrics:
                 steps = max(steps, step)
                 # A note of the training has a learning rate; an evaluation may have no AP.
                 if row["lr"]:
-                    notes.append((step, float(row["seconds"])))
+                    times.append((step, float(row["seconds"])))
+                    terms = {
+                        name: float(value)
+                        for name, value in row.items()
+                        if value and name not in _NO_TERMS
+                    }
+                    notes.append(Note(step, terms))
                     continue
                 numbers = {
                     name: float(row[name])
@@ -123,7 +140,7 @@ def read_metrics(path: Path) -> Metrics:
             f"{path} is not the log of a run ({type(fault).__name__}: {fault}); remove the folder "
             "to have it run again"
         ) from fault
-    return Metrics(steps, tuple(evaluations), _step_seconds(notes), _seconds(notes))
+    return Metrics(steps, tuple(evaluations), _step_seconds(times), _seconds(times), tuple(notes))
 
 
 def read_result(place: Place) -> Result:

@@ -23,7 +23,7 @@ from rankdet.experiments.folders import (
     state_of,
     steps_of,
 )
-from rankdet.experiments.tables import Run, Scale, Table, runs
+from rankdet.experiments.table import Run, Scale, Table, runs
 from rankdet.experiments.watching import clock, how_far
 
 

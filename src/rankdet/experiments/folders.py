@@ -15,7 +15,7 @@ from rankdet.config.load import flatten, load_recipe
 from rankdet.config.recipe import Recipe, RecipeError
 from rankdet.engine.files import RunError
 from rankdet.eval.files import EvaluationFileError, read_json, read_score
-from rankdet.experiments.tables import Run, Scale, Table
+from rankdet.experiments.table import Run, Scale, Table
 
 RECIPE = "recipe.yaml"
 SETTINGS = "run.json"

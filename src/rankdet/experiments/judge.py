@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rankdet.experiments.collect import Grid
 from rankdet.experiments.published import Published
 from rankdet.experiments.spread import CONFIDENCE, Difference, Verdict, difference
-from rankdet.experiments.tables import Measure, Table
+from rankdet.experiments.table import Measure, Table
 
 RULE = (
     f"Rule: rows are compared seed by seed; a difference exceeds the spread if Student's "

@@ -18,7 +18,7 @@ from rankdet.data.imageset import ImageSet
 from rankdet.engine.trainer import train
 from rankdet.experiments.costs import StepTime
 from rankdet.experiments.folders import METRICS
-from rankdet.experiments.tables import Run
+from rankdet.experiments.table import Run
 
 STEPS = 10
 """That are timed."""

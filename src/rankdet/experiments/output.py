@@ -13,7 +13,7 @@ from rankdet.experiments.judge import compare
 from rankdet.experiments.plots import write_plots
 from rankdet.experiments.published import PUBLISHED
 from rankdet.experiments.render import Filled, as_csv, markdown
-from rankdet.experiments.tables import Scale, Table
+from rankdet.experiments.table import Scale, Table
 from rankdet.experiments.watching import clock
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,22 +40,32 @@ def write_plots(
         ImportError: matplotlib is not installed.
         RunError: a file cannot be written.
     """
-    drawn = _PLOTS.get(filled.table.name)
-    if drawn is None or not results:
-        return ()
+    plots = _PLOTS.get(filled.table.name, {}) if results else {}
+    for name, draw in plots.items():
+        _write_plot(folder / name, draw, filled, results, training)
+    return tuple(plots)
+
+
+def _write_plot(
+    path: Path, draw: Draw | Curves, filled: Filled, results: Sequence[Result], training: int
+) -> None:
     from matplotlib.figure import Figure
 
-    name, draw = drawn
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    draw(axes, filled, results, training)
-    axes.set_ylabel("AP (points)")
-    axes.grid(alpha=0.3)
-    axes.set_title(f"{filled.table.title.partition(':')[0]}, scale {filled.scale}, measured")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
-    write_atomically(folder / name, lambda part: _save(figure, part))
-    return (name,)
+    title = f"{filled.table.title.partition(':')[0]}, scale {filled.scale}, measured"
+    if isinstance(draw, Curves):
+        figure = Figure(figsize=(_SIZE[0], 2.2 * len(draw.terms) + 0.8), layout="constrained")
+        draw.draw(figure, filled, results)
+        figure.axes[0].set_title(title)
+    else:
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes, filled, results, training)
+        axes.set_ylabel("AP (points)")
+        axes.grid(alpha=0.3)
+        axes.set_title(title)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    write_atomically(path, lambda part: _save(figure, part))
 
 
 def _against_epoch(axes: Axes, filled: Filled, results: Sequence[Result], training: int) -> None:
@@ -124,10 +135,62 @@ def _against_weight(axes: Axes, filled: Filled, _results: Sequence[Result], _tra
     axes.set_xlabel("w_r, weight of localisation")
 
 
-_PLOTS: Mapping[str, tuple[str, Draw]] = {
-    "a1": ("ap-by-epoch.svg", _against_epoch),
-    "a3": ("ap-by-objects.svg", _against_objects),
-    "a4": ("ap-by-weight.svg", _against_weight),
+@dataclass(frozen=True)
+class Curves:
+    """Terms of the loss against steps, one below the other: each seed, and their mean."""
+
+    terms: Mapping[str, str]
+    """Label of the axis, by column of `metrics.csv`."""
+    logarithmic: frozenset[str] = frozenset()
+
+    def draw(self, figure: Figure, filled: Filled, results: Sequence[Result]) -> None:
+        """Draw the terms of all rows."""
+        every = figure.subplots(len(self.terms), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (term, label) in zip(every, self.terms.items(), strict=True):
+            for number, row in enumerate(filled.table.rows):
+                seeds = [
+                    {note.step: note.numbers[term]
+                     for note in result.metrics.notes if term in note.numbers}
+                    for result in results
+                    if result.run.row == row.name
+                ]  # fmt: skip
+                _curve(axes, seeds, f"C{number}", filled.table.label(row.name))
+            if term in self.logarithmic:
+                axes.set_yscale("log")
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+        every[-1].set_xlabel("steps")
+        if every[0].get_legend_handles_labels()[0]:
+            every[0].legend(fontsize="x-small")
+
+
+def _curve(axes: Axes, seeds: Sequence[Mapping[int, float]], colour: str, label: str) -> None:
+    seeds = [each for each in seeds if each]
+    if not seeds:
+        return
+    for each in seeds:
+        axes.plot(list(each), list(each.values()), color=colour, alpha=0.25, linewidth=0.7)
+    # After an interruption two seeds may have been noted at different steps.
+    steps = sorted(set.intersection(*(set(each) for each in seeds)))
+    means = [statistics.fmean(each[step] for each in seeds) for step in steps]
+    axes.plot(steps, means, color=colour, label=f"{label} ({_seeds(len(seeds))})")
+
+
+_TERMS = Curves(
+    {
+        "balance": "weight of localisation",
+        "classification": "classification",
+        "localisation": "localisation",
+    },
+    logarithmic=frozenset({"balance"}),
+)
+
+_PLOTS: Mapping[str, Mapping[str, Draw | Curves]] = {
+    "a1": {"ap-by-epoch.svg": _against_epoch},
+    "a3": {"ap-by-objects.svg": _against_objects},
+    "a4": {"ap-by-weight.svg": _against_weight, "terms-by-step.svg": _TERMS},
+    "losses": {"ap-by-epoch.svg": _against_epoch},
+    "balance": {"ap-by-epoch.svg": _against_epoch, "terms-by-step.svg": _TERMS},
 }
 
 

@@ -16,7 +16,7 @@ from rankdet.experiments.collect import Grid
 from rankdet.experiments.judge import Compared, statements
 from rankdet.experiments.published import Published
 from rankdet.experiments.spread import Summary, summarise
-from rankdet.experiments.tables import Measure, Table
+from rankdet.experiments.table import Measure, Table
 
 NOTHING = "-"
 _ANY_WIDTH = 1000

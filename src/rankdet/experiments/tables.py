@@ -1,4 +1,4 @@
-"""The tables: which runs each consists of, at which scale, and what is read off them.
+"""The tables of the paper: which runs each consists of, and what is read off them.
 
 Within a table all runs share everything but the loss; at scale `paper` they also differ in what the
 published recipes differ in. `main` has several detectors.
@@ -10,185 +10,35 @@ the model at that point of its schedule, not of the best of several.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from collections.abc import Mapping
 
-from rankdet.config.load import load_recipe
-from rankdet.config.recipe import Recipe
-
-Scale = Literal["tiny", "small", "paper"]
-SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
-
-TINY = (
-    "schedule.steps=1500",
-    "data.train_size=128",
-    "data.test_shorter=128",
-    "data.test_longer=128",
-    "data.augment.kind=plain",
-)
-"""What makes a small recipe last minutes on a CPU, as `recipes/demo.yaml` does."""
-
-COCO_IMAGES = 118_287
-"""Of train2017."""
-MINITRAIN_IMAGES = 25_000
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that is read off a run."""
-
-    name: str
-    """Heads its column."""
-    of: Literal["AP", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn"]
-    share: float = 1.0
-    """Of the schedule, where it is read."""
-    objects: str | None = None
-    """Only of images with so many objects: the label of a bin of the score."""
-    compared: bool = True
-    """Whether rows are compared by it."""
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether more is better."""
-        return self.of == "AP"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way of training: a row of a table."""
-
-    name: str
-    """Of its runs; the same in all tables."""
-    label: str
-    small: str
-    """The small recipe; `tiny` is made from it."""
-    paper: str
-    """The published recipe."""
-    changes: tuple[str, ...] = ()
-    """What it changes of both, "KEY=VALUE" each."""
-    small_changes: tuple[str, ...] = ()
-    """What it changes of the small one, because there is no recipe for it."""
-    evaluations: int = 1
-    """How often, evenly spread; the last is at the end."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper."""
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    measures: tuple[Measure, ...]
-    comparisons: tuple[tuple[str, str], ...]
-    """Pairs of rows: the first is compared with the second."""
-    images: int = COCO_IMAGES
-    """Training images at the scale of the paper."""
-
-    def label(self, name: str) -> str:
-        """Return what a row is called, without what all rows of the table begin with."""
-        parts = [row.label.split(", ") for row in self.rows]
-        shared = 0
-        while all(shared < len(each) - 1 and each[shared] == parts[0][shared] for each in parts):
-            shared += 1
-        return ", ".join(self.row(name).label.split(", ")[shared:])
-
-    def row(self, name: str) -> Row:
-        """Return a row by its name."""
-        return next(row for row in self.rows if row.name == name)
-
-    def measure(self, name: str) -> Measure:
-        """Return a measure by its name."""
-        return next(measure for measure in self.measures if measure.name == name)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: a row with a seed."""
-
-    row: str
-    recipe: str
-    """Name of a shipped recipe."""
-    changes: tuple[str, ...]
-    """What is changed of it, the seed included."""
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.row}-seed{self.seed}"
-
-    @cached_property
-    def wanted(self) -> Recipe:
-        """The whole recipe.
-
-        Raises:
-            RecipeError: a change is wrong.
-        """
-        return load_recipe(self.recipe, self.changes)
-
-
-def runs(table: Table, scale: Scale, *, seeds: int, changes: Sequence[str] = ()) -> tuple[Run, ...]:
-    """Return all runs of a table, all rows of one seed before the next seed.
-
-    So an interrupted table has whole rows to compare, if of fewer seeds.
-
-    Args:
-        table: which.
-        scale: "tiny", "small" or "paper".
-        seeds: number of seeds, 1 or more: 0, 1, ...
-        changes: of all runs, "KEY=VALUE" each; they win over the table's own.
-    """
-    return tuple(
-        one_run(row, scale, seed=seed, changes=changes)
-        for seed in range(seeds)
-        for row in table.rows
-    )
-
-
-def one_run(row: Row, scale: Scale, *, seed: int, changes: Sequence[str] = ()) -> Run:
-    """Return one run of a row; see `runs`."""
-    own = [*row.changes]
-    if scale != "paper":
-        own += row.small_changes
-    if scale == "tiny":
-        own += TINY
-    if own:
-        # What is changed should not pass for what is shipped.
-        own = [f"name={row.name}-{scale}", f"description={row.label}, scale {scale}", *own]
-    own.append(f"training.evaluations={row.evaluations}")
-    return Run(
-        row=row.name,
-        recipe=row.paper if scale == "paper" else row.small,
-        changes=(*own, *changes, f"training.seed={seed}"),
-        seed=seed,
-    )
-
-
-_AP = Measure("AP", "AP")
-_OLRP = Measure("oLRP", "oLRP")
-_PARTS = (
-    Measure("loc", "oLRP_loc", compared=False),
-    Measure("FP", "oLRP_fp", compared=False),
-    Measure("FN", "oLRP_fn", compared=False),
+from rankdet.experiments.studies import STUDIES
+from rankdet.experiments.table import (
+    AP,
+    MINITRAIN_IMAGES,
+    OLRP,
+    PARTS,
+    Measure,
+    Row,
+    Table,
 )
 
 _RETINANET = (
     Row("retinanet_focal", "RetinaNet, Focal + Smooth L1", "retinanet_focal-small",
         "retinanet_r50_focal"),
     Row("retinanet_ap", "RetinaNet, AP + Smooth L1", "retinanet_ap-small", "retinanet_r50_ap"),
-    Row("retinanet_alrp", "RetinaNet, aLRP", "retinanet_alrp-small", "retinanet_r50_alrp"),
+    Row("retinanet_alrp", "RetinaNet, aLRP", "retinanet_alrp_published-small",
+        "retinanet_r50_alrp"),
 )  # fmt: skip
 _SELF = _RETINANET[2]
-_ATSS_ALRP = Row("atss_alrp", "ATSS, aLRP", "atss_alrp-small", "atss_r50_alrp")
+_ATSS_ALRP = Row("atss_alrp", "ATSS, aLRP", "atss_alrp_published-small", "atss_r50_alrp")
 # Three points of the schedule lie at quarters.
 _FOVEA = (
     Row("fovea_focal", "FoveaBox, Focal + Smooth L1", "fovea_focal-small", "fovea_r50_focal",
         evaluations=4),
     Row("fovea_ap", "FoveaBox, AP + Smooth L1", "fovea_ap-small", "fovea_r50_ap", evaluations=4),
-    Row("fovea_alrp", "FoveaBox, aLRP", "fovea_alrp-small", "fovea_r50_alrp", evaluations=4),
+    Row("fovea_alrp", "FoveaBox, aLRP", "fovea_alrp_published-small", "fovea_r50_alrp",
+        evaluations=4),
 )  # fmt: skip
 
 
@@ -209,9 +59,9 @@ _A1 = Table(
     measures=(
         Measure("AP at 50 %", "AP", share=0.5),
         Measure("AP at 75 %", "AP", share=0.75),
-        _AP,
-        _OLRP,
-        *_PARTS,
+        AP,
+        OLRP,
+        *PARTS,
     ),
     comparisons=(("fovea_alrp", "fovea_focal"), ("fovea_alrp", "fovea_ap")),
 )
@@ -230,7 +80,7 @@ _A2 = Table(
         ),
         _ATSS_ALRP,
     ),
-    measures=(_AP, _OLRP, *_PARTS),
+    measures=(AP, OLRP, *PARTS),
     comparisons=(("atss_alrp", "atss_own"),),
     images=MINITRAIN_IMAGES,
 )
@@ -240,12 +90,12 @@ _A3 = Table(
     title="Table A3: RetinaNet with three losses, by the number of objects in the image",
     rows=_RETINANET,
     measures=(
-        _AP,
+        AP,
         *(
             Measure(f"AP, {objects}", "AP", objects=objects)
             for objects in ("0-3", "4-10", "11-20", "21-62", "63+")
         ),
-        _OLRP,
+        OLRP,
     ),
     comparisons=(("retinanet_alrp", "retinanet_focal"), ("retinanet_alrp", "retinanet_ap")),
 )
@@ -264,7 +114,7 @@ _A4 = Table(
         ),
         Row(_SELF.name, "RetinaNet, aLRP, self-balance", _SELF.small, _SELF.paper),
     ),
-    measures=(_AP, _OLRP, *_PARTS),
+    measures=(AP, OLRP, *PARTS),
     comparisons=tuple(
         (_SELF.name, f"retinanet_alrp-{other}") for other in ("w1", "w5", "w10", "w15", "learned")
     ),
@@ -286,10 +136,10 @@ _MAIN = Table(
             "faster_rcnn_r50_ce_giou",
             # As the published recipe changes its own baseline.
             small_changes=("criterion.second.box.kind=giou", "criterion.second.box_weight=10.0")),
-        Row("faster_rcnn_alrp", "Faster R-CNN, aLRP", "faster_rcnn_alrp-small",
+        Row("faster_rcnn_alrp", "Faster R-CNN, aLRP", "faster_rcnn_alrp_published-small",
             "faster_rcnn_r50_alrp"),
     ),
-    measures=(_AP, _OLRP, *_PARTS),
+    measures=(AP, OLRP, *PARTS),
     comparisons=(
         ("retinanet_alrp", "retinanet_focal"),
         ("retinanet_alrp", "retinanet_ap"),
@@ -303,5 +153,7 @@ _MAIN = Table(
     ),
 )  # fmt: skip
 
-TABLES: Mapping[str, Table] = {table.name: table for table in (_A1, _A2, _A3, _A4, _MAIN)}
+PAPER: tuple[Table, ...] = (_A1, _A2, _A3, _A4, _MAIN)
+"""What the paper has."""
+TABLES: Mapping[str, Table] = {table.name: table for table in (*PAPER, *STUDIES)}
 """By name, as the command line has them."""

@@ -1,0 +1,121 @@
+"""Studies of ours, of the kind of the paper's tables: tuning, and what aLRP Loss balances by.
+
+All are of ATSS, without centreness, and differ in the loss alone.
+"""
+
+from __future__ import annotations
+
+from rankdet.experiments.table import AP, OLRP, PARTS, Measure, Row, Table
+
+_PUBLISHED = "atss_alrp_published-small"
+_NO_CENTRENESS = ("model.centreness=false",)
+
+
+def _alrp(name: str, label: str, localisation: str, *balance: str) -> Row:
+    return Row(
+        f"atss_alrp-{name}",
+        f"ATSS, aLRP, {label}",
+        _PUBLISHED,
+        "atss_r50_alrp",
+        changes=(
+            f"criterion.localisation={localisation}",
+            *(f"criterion.balance.{change}" for change in balance),
+        ),
+        evaluations=4,
+    )
+
+
+def _focal_giou(name: str, label: str, *changes: str) -> Row:
+    return Row(
+        f"atss_focal_giou{name}",
+        f"ATSS, {label}",
+        "atss_focal_giou-small",
+        "atss_r50_focal",
+        changes=tuple(f"criterion.{change}" for change in changes),
+        paper_changes=_NO_CENTRENESS,
+        evaluations=4,
+    )
+
+
+_OURS = _alrp("mean-gradient", "mean localisation, balance by gradients", "mean", "kind=gradient")
+_AS_PUBLISHED = _alrp("ranked-self", "as published", "ranked", "kind=self", "initial=50")
+_FOCAL_GIOU = _focal_giou("", "Focal + 2 GIoU")
+_QUARTERS = tuple(
+    Measure(f"AP at {share:.0%}".replace("%", " %"), "AP", share=share, compared=False)
+    for share in (0.25, 0.5, 0.75)
+)
+
+_LOSSES = Table(
+    name="losses",
+    title="No tuning: losses with the settings they are shipped with, ATSS",
+    rows=(
+        _OURS,
+        _AS_PUBLISHED,
+        Row(
+            "atss_focal",
+            "ATSS, Focal + Smooth L1",
+            "atss_focal-small",
+            "atss_r50_focal",
+            paper_changes=(
+                *_NO_CENTRENESS,
+                "criterion.box.kind=smooth_l1",
+                "criterion.box_weight=1.0",
+            ),
+            evaluations=4,
+        ),
+        _FOCAL_GIOU,
+    ),
+    measures=(*_QUARTERS, AP, OLRP, *PARTS),
+    comparisons=(
+        (_OURS.name, _AS_PUBLISHED.name),
+        (_OURS.name, "atss_focal"),
+        (_OURS.name, _FOCAL_GIOU.name),
+        (_AS_PUBLISHED.name, "atss_focal"),
+        (_AS_PUBLISHED.name, _FOCAL_GIOU.name),
+    ),
+)
+
+_SEARCHED = (
+    _FOCAL_GIOU,
+    _focal_giou("-w1", "Focal + GIoU, weight 1", "box_weight=1.0"),
+    _focal_giou("-w4", "Focal + GIoU, weight 4", "box_weight=4.0"),
+    _focal_giou("-alpha50", "Focal + 2 GIoU, alpha 0.5", "classification.alpha=0.5"),
+    _focal_giou("-gamma1", "Focal + 2 GIoU, gamma 1", "classification.gamma=1.0"),
+    _focal_giou("-gamma1-w1", "Focal + GIoU, gamma 1, weight 1", "classification.gamma=1.0",
+                "box_weight=1.0"),
+)  # fmt: skip
+
+_SEARCH = Table(
+    name="search",
+    title="What a small search finds for Focal + GIoU, against no search, ATSS",
+    rows=(_OURS, *_SEARCHED),
+    measures=(*_QUARTERS, AP, OLRP, *PARTS),
+    comparisons=tuple((_OURS.name, row.name) for row in _SEARCHED),
+)
+
+_BALANCE = Table(
+    name="balance",
+    title="aLRP: localisation by rank or as a mean, and what it is balanced by, ATSS",
+    rows=(
+        _AS_PUBLISHED,
+        _alrp("ranked-measured", "ranked, self-balance from a measured start", "ranked",
+              "kind=self", "initial=measured"),
+        _alrp("ranked-gradient", "ranked, balance by gradients", "ranked", "kind=gradient"),
+        _alrp("mean-self", "mean, self-balance", "mean", "kind=self", "initial=50"),
+        _alrp("mean-w5", "mean, w_r = 5", "mean", "kind=scalar", "w_r=5"),
+        _OURS,
+    ),
+    measures=(*_QUARTERS, AP, OLRP, *PARTS),
+    comparisons=(
+        ("atss_alrp-ranked-measured", _AS_PUBLISHED.name),
+        ("atss_alrp-ranked-gradient", _AS_PUBLISHED.name),
+        ("atss_alrp-mean-self", _AS_PUBLISHED.name),
+        (_OURS.name, _AS_PUBLISHED.name),
+        (_OURS.name, "atss_alrp-mean-self"),
+        (_OURS.name, "atss_alrp-mean-w5"),
+        (_OURS.name, "atss_alrp-ranked-gradient"),
+    ),
+)  # fmt: skip
+
+STUDIES: tuple[Table, ...] = (_LOSSES, _SEARCH, _BALANCE)
+"""Tables that no paper has."""
