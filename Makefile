@@ -3,6 +3,7 @@
 #
 #   make demo        train a detector on built-in images, in minutes, and look at it
 #   make test        the tests
+#   make fuzz        the tests of properties, with examples that were never tried
 #   make test-extras the tests of each extra, each in an environment of its own
 #   make browser     a browser for the tests of the report, where apt-get may install one
 #   make check       formatter, linter, type checker, import ladder
@@ -20,7 +21,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-test test test-extras browser check format bench bench-train gpu-check lock clean
+.PHONY: help setup demo demo-test test fuzz test-extras browser check format bench bench-train gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ demo-test:
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=new $(ARGS)
 
 # What an extra brings may not fit beside that of another: so each has its own environment.
 EXTRAS := mmdet transformers export

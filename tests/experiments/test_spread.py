@@ -28,8 +28,9 @@ def test_the_quantile_is_students(freedom: int, probability: float) -> None:
 
 @given(value=st.floats(0, 50), freedom=st.integers(1, 60))
 def test_the_distribution_is_students(value: float, freedom: int) -> None:
-    # SciPy itself is off by 2e-12 near zero: with freedom 1 the exact value is 1/2 + atan(t) / pi.
-    assert student_cdf(value, freedom) == pytest.approx(stats.t.cdf(value, freedom), abs=1e-11)
+    # SciPy itself is off near zero: by 1.4e-11 at 1e-6 with freedom 1, where the exact value is
+    # 1/2 + atan(t) / pi.
+    assert student_cdf(value, freedom) == pytest.approx(stats.t.cdf(value, freedom), abs=1e-10)
     assert student_cdf(value, 1) == pytest.approx(0.5 + math.atan(value) / math.pi, abs=1e-14)
 
 

@@ -117,7 +117,7 @@ def test_of_equal_scores_the_first_is_taken() -> None:
 def test_hard_nms_is_a_decay_without_mercy(seed: int, count: int) -> None:
     found = candidates(seed, count)
     hard = batched_nms(found.boxes, found.scores, found.labels, 0.0)
-    index, scores = soft_nms(found, most=100, sigma=1e-9, min_score=1e-9)
+    index, scores = soft_nms(found, most=100, sigma=1e-30, min_score=1e-9)
     assert torch.equal(index, hard)
     assert torch.equal(scores, found.scores[hard])
     # And without overlap nothing decays.
