@@ -94,7 +94,7 @@ def _facts(results: Sequence[Result], images: Images, command: str) -> Mapping[s
     facts = {
         "command": command,
         "data": f"{images.source.name}: {images.training} images to train on, {images.validation} "
-        f"to validate on with {images.objects} objects of {images.classes} classes",
+        f"to validate on with {images.objects} objects of {_classes(images.classes)}",
         "recipes": _several(result.run.recipe for result in results),
         "steps": _several(result.metrics.steps for result in results),
         "training": f"{clock(seconds)} in all, without evaluations",
@@ -108,6 +108,10 @@ def _facts(results: Sequence[Result], images: Images, command: str) -> Mapping[s
         "python": _several(each.get("python") for each in settings),
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _classes(count: int) -> str:
+    return f"{count} class" if count == 1 else f"{count} classes"
 
 
 def _machine(settings: Mapping[str, object]) -> str:
