@@ -7,6 +7,7 @@
 #   make test-extras the tests of each extra, each in an environment of its own
 #   make browser     a browser for the tests of the report, where apt-get may install one
 #   make check       formatter, linter, type checker, import ladder
+#   make site        the documentation as a web site -> build/site; `make site-serve` shows it
 #   make bench       time the losses on this machine -> benchmarks/results/
 #   make bench-train time whole training steps beside torchvision's RetinaNet
 #   make gpu-check   what needs a GPU, in one command
@@ -21,7 +22,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-test test fuzz test-extras browser check format bench bench-train gpu-check lock clean
+.PHONY: help setup demo demo-test test fuzz test-extras browser check format site site-serve bench bench-train gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -84,6 +85,15 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+export NO_MKDOCS_2_WARNING := 1
+
+site: $(READY)
+	$(BIN)/mkdocs build
+	@echo "written to build/site; look at it with: make site-serve"
+
+site-serve: $(READY)
+	$(BIN)/mkdocs serve $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
