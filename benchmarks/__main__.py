@@ -15,11 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cases, losses, results
-
-# What the plots run over.
-GROWTH_N = (10**4, 10**5, 10**6, 10**7, 3 * 10**7)
-GROWTH_P = (10, 100, 1000, 10_000)
+from benchmarks import cases, growth, losses, results
 
 
 def table(device: str, seconds: float, out: Path, quick: bool) -> None:
@@ -37,25 +33,6 @@ def steps(device: str, seconds: float, out: Path, quick: bool) -> None:
     for row in training_step.rows(device=device, seconds=seconds):
         results.append(out / f"steps-{device}.csv", [row])
         print(training_step.show(row), flush=True)
-
-
-def growth(device: str, seconds: float, out: Path, quick: bool) -> None:
-    panels = {
-        "N": [cases.Case(1000, n, r) for r in cases.REGIMES for n in GROWTH_N],
-        "P": [cases.Case(p, 10**6, r) for r in cases.REGIMES for p in GROWTH_P],
-    }
-    for against, which in panels.items():
-        if quick:
-            which = [case for case in which if case.positives * case.negatives <= 10**8]
-        path = out / f"growth-{against.lower()}-{device}.csv"
-        before = len(results.read(path)) if path.exists() else 0
-        for row in losses.rows(which, device=device, seconds=seconds / 2, with_loop=False):
-            results.append(path, [row])
-            print(results.show(row), flush=True)
-        rows = results.read(path)[before:]
-        fixed = "P = 1000" if against == "N" else "N = 1,000,000"
-        title = f"{fixed}, {rows[0]['machine']}, {rows[0]['threads']} threads"
-        results.plot(rows, against, title, path.with_suffix(".png"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = 0.5 if options.quick else options.seconds
     losses.check(options.device)
     print("equal to the reference and to the loop over positives; timing now", flush=True)
-    for name, part in (("losses", table), ("growth", growth), ("steps", steps)):
+    for name, part in (("losses", table), ("growth", growth.measure), ("steps", steps)):
         if options.only in (None, name):
             part(options.device, seconds, options.out, options.quick)
     print(f"rows are in {options.out}")

@@ -207,7 +207,7 @@ def steps(report: Report, device: str, quick: bool, out: Path) -> None:
 
 def growth(device: str, quick: bool, out: Path) -> None:
     """Time the losses over N and over P, and draw it."""
-    from benchmarks.__main__ import growth as over_sizes
+    from benchmarks.growth import measure as over_sizes
 
     over_sizes(device, 0.5 if quick else 2.0, out, quick)
 

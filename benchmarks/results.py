@@ -1,4 +1,4 @@
-"""Rows of results: appended to CSV files, printed as tables, drawn as plots."""
+"""Rows of results: appended to CSV files, printed as tables."""
 
 from __future__ import annotations
 
@@ -44,30 +44,3 @@ def show(row: dict[str, Any]) -> str:
         f"{float(row['median_ms']):>10.2f} ms  {float(row['ratio']):>6.2f} x focal"
         f"{float(row['extra_memory_mb']):>9.1f} MB  loop {float(row['loop_ratio']):>8.1f} x"
     )
-
-
-def plot(rows: list[dict[str, str]], against: str, title: str, path: Path) -> None:
-    """Draw median times with their 20 % to 80 % band against N or P, one panel per regime."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    regimes = list(dict.fromkeys(row["regime"] for row in rows))
-    figure, axes = plt.subplots(1, len(regimes), figsize=(5.5 * len(regimes), 4.2), squeeze=False)
-    for axis, regime in zip(axes[0], regimes, strict=True):
-        for name in dict.fromkeys(row["loss"] for row in rows):
-            mine = [row for row in rows if row["loss"] == name and row["regime"] == regime]
-            mine.sort(key=lambda row: float(row[against]))
-            x = [float(row[against]) for row in mine]
-            axis.plot(x, [float(row["median_ms"]) for row in mine], marker="o", label=name)
-            low, high = ([float(row[end]) for row in mine] for end in ("low_ms", "high_ms"))
-            axis.fill_between(x, low, high, alpha=0.2)
-        axis.set(xscale="log", yscale="log", xlabel=against, title=regime)
-        axis.set_ylabel("forward + backward, ms")
-        axis.grid(True, which="both", alpha=0.25)
-    axes[0][0].legend()
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
