@@ -15,11 +15,13 @@ import pytest
 import torch
 from short_runs import settings
 
+from rankdet.cli import running
 from rankdet.cli.main import main
 from rankdet.config.assemble import Hardware, make_plan
 from rankdet.config.load import load_recipe
 from rankdet.config.recipe import RecipeError
 from rankdet.engine.checkpoint import load_model, load_state
+from rankdet.engine.files import RunError
 
 COMMAND = [sys.executable, "-m", "rankdet.cli.main"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -131,6 +133,64 @@ def test_two_processes_train_together(digits: Path, tmp_path: Path) -> None:
     assert "ranks within a micro-batch" in said
     score = json.loads((out / "score.json").read_text())
     assert score["images"] == 6
+
+
+def test_processes_that_torchrun_starts_train_together(digits: Path, tmp_path: Path) -> None:
+    """The first of them speaks and writes, as if it had started the others."""
+    out = tmp_path / "torchrun"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m",
+         *COMMAND[2:], *train_arguments(digits, out, "batch.micro=2"),
+         "--devices", "2", "--accelerator", "cpu"],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("What was found") == 1
+    assert {path.name for path in out.iterdir()} >= {
+        "recipe.yaml", "run.json", "log.txt", "best.safetensors", "score.json", "report.html"
+    }  # fmt: skip
+    assert json.loads((out / "score.json").read_text())["images"] == 6
+    assert main(["train", "--resume", str(out)]) == 1  # it is complete
+
+
+@pytest.mark.parametrize(
+    ("told", "first", "apart"),
+    [
+        ({}, True, False),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True, True),  # torchrun
+        ({"RANK": "8", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False, True),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False, True),  # what Lightning starts
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "SLURM_PROCID": "0"}, False, True),
+        ({"NODE_RANK": "0"}, True, True),  # one command on each machine
+        ({"NODE_RANK": "1"}, False, True),
+        ({"SLURM_NTASKS": "16", "SLURM_PROCID": "0"}, True, True),
+        ({"SLURM_NTASKS": "16", "SLURM_PROCID": "3"}, False, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, True, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, True, False),
+    ],
+)
+def test_who_is_first_of_several_processes(
+    told: dict[str, str], first: bool, apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_NTASKS",
+                 "SLURM_JOB_NAME", "RANKDET_RUN_FOLDER"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert running.is_first() == first
+    assert running.started_apart() == apart
+    if apart:
+        with pytest.raises(RunError, match="give --out DIR"):
+            running.new_folder(None, "name")
+    else:
+        assert running.new_folder(None, "name") == Path("runs") / "name"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
+    if first:
+        with pytest.raises(RunError, match="not empty"):
+            running.new_folder(str(tmp_path / "run"), "name")
+    else:  # the first has been here
+        assert running.new_folder(str(tmp_path / "run"), "name") == tmp_path / "run"
 
 
 def test_nan_stops_the_run_and_keeps_the_last_state(

@@ -38,10 +38,19 @@ def new_folder(out: str | None, name: str) -> Path:
     """Return a folder for a new run, not made yet.
 
     Raises:
-        RunError: the folder that was asked for is not empty.
+        RunError: the folder that was asked for is not empty, or none was asked for where processes
+            could not agree on one.
     """
-    if _FOLDER in os.environ and "LOCAL_RANK" in os.environ:
+    if _FOLDER in os.environ and not is_first():
         return Path(os.environ[_FOLDER])
+    if started_apart():
+        if out is None:
+            raise RunError(
+                "give --out DIR: torchrun, SLURM and the like start each process by itself, and "
+                "all of them have to know the folder, which all machines can reach"
+            )
+        if not is_first():
+            return Path(out)
     if out is None:
         folder, count = Path("runs") / name, 1
         while folder.exists():
@@ -53,6 +62,29 @@ def new_folder(out: str | None, name: str) -> Path:
         hint = f"go on with it by `rankdet train --resume {out}`, or " if _is_run(folder) else ""
         raise RunError(f"--out {out} exists and is not empty; {hint}choose another folder")
     return folder
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for all that train together.
+
+    That has to be known before they are connected: from what torchrun (RANK), Lightning's launcher
+    (LOCAL_RANK, NODE_RANK) and SLURM (SLURM_PROCID) tell a process.
+    """
+    told = os.environ
+    if "RANK" in told:
+        return told["RANK"] == "0"
+    if "LOCAL_RANK" in told:
+        return told["LOCAL_RANK"] == "0" == told.get("NODE_RANK", "0")
+    return all(told.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK"))
+
+
+def started_apart() -> bool:
+    """Whether something else than this command starts the processes, or some of them."""
+    told = os.environ
+    # Lightning takes a shell within a job for no job.
+    shell = told.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    tasks = int(told.get("SLURM_NTASKS", "1"))
+    return "RANK" in told or "NODE_RANK" in told or (tasks > 1 and not shell)
 
 
 def write_settings(folder: Path, recipe: Recipe, source: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +85,12 @@ def default_recipe() -> str:
 def start_run(given: argparse.Namespace) -> int:
     """Train in a new folder."""
     from rankdet.cli.common import Voice
-    from rankdet.cli.running import new_folder, run_in, write_settings
+    from rankdet.cli.running import is_first, new_folder, run_in, write_settings
     from rankdet.config.load import load_recipe
 
     name = given.recipe or default_recipe()
     recipe = load_recipe(name, given.set)
-    voice = Voice(quiet="LOCAL_RANK" in os.environ)
+    voice = Voice(quiet=not is_first())
     if not given.recipe:
         voice.say(
             f"recipe: {plain(name)} (choose another with --recipe; `rankdet recipes` lists them)"
@@ -112,10 +111,10 @@ def start_run(given: argparse.Namespace) -> int:
 def resume_run(folder: Path, given: argparse.Namespace) -> int:
     """Go on in the folder of an interrupted run."""
     from rankdet.cli.common import Voice
-    from rankdet.cli.running import read_settings, run_in
+    from rankdet.cli.running import is_first, read_settings, run_in
 
     recipe, source = read_settings(folder)
-    voice = Voice(quiet="LOCAL_RANK" in os.environ)
+    voice = Voice(quiet=not is_first())
     data = str(given.data or source)
     return run_in(folder, recipe, data, _hardware(given), voice, resume=True)
 
