@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
-from benchmarks import growth, processes, results
+from benchmarks import growth, processes, reading, results
 from benchmarks.cases import Case
 
 
@@ -65,3 +65,13 @@ def test_bytes_are_as_documented_and_independent_of_the_negatives(tmp_path: Path
         "AP": [scores + counted] * 2,
         "Rank & Sort": [scores + 8 * 6 + counted] * 2,
     }
+
+
+def test_reading_images_is_timed(digits: Path, tmp_path: Path) -> None:
+    arguments = [str(digits), "--recipe", "atss_alrp-small", "--images", "5", "--rounds", "2"]
+    assert reading.main([*arguments, "--out", str(tmp_path)]) == 0
+    (found,) = results.read(tmp_path / "reading-cpu.csv")
+    assert (found["images"], found["rounds"], found["augment"]) == ("5", "2", "light")
+    least, middle, most = (float(found[name]) for name in ("least", "ms_per_image", "most"))
+    assert 0 < least <= middle <= most
+    assert float(found["images_per_second"]) == pytest.approx(1000 / middle, rel=0.02)
