@@ -12,6 +12,7 @@
 #   make bench-train time whole training steps beside torchvision's RetinaNet
 #   make gpu-check   what needs a GPU, in one command
 #   make demo-test   what a newcomer does: fresh clone, `make demo`, look at the AP
+#   make dist-test   a wheel and an sdist, each installed into an empty environment and used
 #   make lock        choose the pinned versions anew -> requirements/
 #   make help        this list
 
@@ -22,7 +23,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-test test fuzz test-extras browser check format site site-serve bench bench-train gpu-check lock clean
+.PHONY: help setup demo demo-test dist-test test fuzz test-extras browser check format site site-serve bench bench-train gpu-check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +49,9 @@ demo: $(READY)
 
 demo-test:
 	bash tests/demo_test.sh $(ARGS)
+
+dist-test: $(READY)
+	bash tests/dist_test.sh
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -115,9 +119,9 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 
 lock: $(BIN)/uv
 	$(BIN)/uv --version | sed 's/^uv \([^ ]*\).*/uv==\1/' | $(UV_COMPILE) - --output-file requirements/bootstrap.lock
-	$(UV_COMPILE) pyproject.toml --group dev --extra train --extra timm --extra bench \
+	$(UV_COMPILE) pyproject.toml --group dev --extra timm --extra bench \
 	  --output-file requirements/dev.lock
-	$(UV_COMPILE) pyproject.toml --group test --group build --extra train --extra export --extra supervision \
+	$(UV_COMPILE) pyproject.toml --group test --group build --extra export --extra supervision \
 	  --constraint requirements/dev.lock --output-file requirements/export.lock
 	$(UV_COMPILE) pyproject.toml --group test --group build --extra transformers \
 	  --constraint requirements/dev.lock --output-file requirements/transformers.lock
