@@ -173,6 +173,7 @@ PLOTS = {
     "losses": ["ap-by-epoch.svg"],
     "search": [],
     "balance": ["ap-by-epoch.svg", "terms-by-step.svg"],
+    "detectors": [],
 }
 
 

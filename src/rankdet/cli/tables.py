@@ -40,10 +40,14 @@ losses   aLRP, aLRP as published, Focal + Smooth L1, Focal + 2 GIoU, as they are
 search   aLRP without tuning against Focal + GIoU with six settings
 balance  aLRP with its localisation by rank or as a mean, and four balances
 
+And with all detectors:
+
+detectors  aLRP as published, and with a mean localisation balanced by gradients
+
 A run is a folder of `rankdet train` in OUT/TABLE-SCALE; one that is finished is never run again.
 """
 
-NAMES = ("a1", "a2", "a3", "a4", "main", "losses", "search", "balance")
+NAMES = ("a1", "a2", "a3", "a4", "main", "losses", "search", "balance", "detectors")
 """Of the tables, as in `rankdet.experiments.tables.TABLES`, which a help text need not import."""
 
 # What a dry run does not say of every row.
@@ -342,13 +346,12 @@ def _plan_table(work: _Work, planned: Sequence[Any]) -> Any:
 
     title = f"{work.table.title}, scale {work.given.scale}, in {_plain(work.folder)}"
     shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    shown.add_column("run", no_wrap=True)
-    shown.add_column("state", no_wrap=True)
-    for head in ("steps", "epochs", "left", "s/step", "time left"):
-        shown.add_column(head, justify="right")
+    shown.add_column("run", overflow="fold")
+    for head in ("state", "steps", "epochs", "left", "s/step", "time left"):
+        shown.add_column(head, no_wrap=True, justify="left" if head == "state" else "right")
     for each in planned:
         place = each.place
-        state = f"{place.state.value}{' (elsewhere)' if place.borrowed else ''}"
+        state = "in another table" if place.borrowed else place.state.value
         step = "" if each.step is None else f"{each.step.seconds:.3f}"
         left = "unknown" if each.seconds is None else clock(each.seconds)
         shown.add_row(place.run.name, state, f"{each.steps}", f"{each.epochs:.1f}",
