@@ -37,7 +37,14 @@ LOSSES = {
         "criterion.classification.kind=ap",
         "criterion.box.kind=giou",
     ),
-    "aLRP, self-balance": (),
+    "aLRP, self-balance": (
+        "criterion.localisation=ranked",
+        "criterion.balance.kind=self",
+    ),
+    "aLRP, mean, by gradients": (
+        "criterion.localisation=mean",
+        "criterion.balance.kind=gradient",
+    ),
     "Rank & Sort": ("criterion.kind=rank_sort",),
 }
 PARTS = ("forward", "loss", "backward", "optimizer")
@@ -128,7 +135,7 @@ def rows(*, device: str, seconds: float) -> Iterator[dict[str, Any]]:
 def show(row: dict[str, Any]) -> str:
     """Return a row as a line for the terminal."""
     return (
-        f"{row['loss']:<22}{row['step_ms']:>9.1f} ms/step  loss {row['loss_ms']:>6.2f} ms"
+        f"{row['loss']:<26}{row['step_ms']:>9.1f} ms/step  loss {row['loss_ms']:>6.2f} ms"
         f"{row['ratio']:>8.3f} x {row['rival']} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
     )
 

@@ -109,7 +109,7 @@ def test_epochs_and_steps_replace_each_other() -> None:
         ("quux=1", "unknown key quux; known in a recipe: name, description, model, "),
         ("base=demo", "unknown key base"),
         ("criterion.balance.w_r=1",
-         "unknown key criterion.balance.w_r of criterion.balance.kind self; it belongs to "
+         "unknown key criterion.balance.w_r of criterion.balance.kind gradient; it belongs to "
          "criterion.balance.kind scalar"),
         ("criterion.kind=rank_srt",
          'criterion.kind should be one of dense, alrp, rank_sort, free_anchor, paa, two_stage, '

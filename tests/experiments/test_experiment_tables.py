@@ -62,6 +62,18 @@ def test_small_recipes_are_as_they_are_shipped_where_there_are_such() -> None:
         assert {k for k in {*shipped, *wanted} if shipped.get(k) != wanted.get(k)} <= _TOLD
 
 
+def test_the_study_of_losses_has_them_as_they_are_shipped() -> None:
+    shipped = {
+        "atss_alrp-mean-gradient": "atss_alrp-small",
+        "atss_alrp-ranked-self": "atss_alrp_published-small",
+        "atss_focal": "atss_focal-small",
+        "atss_focal_giou": "atss_focal_giou-small",
+    }
+    for run in first_runs("losses", "small"):
+        one, other = flatten(load_recipe(shipped[run.row])), flatten(run.wanted)
+        assert {k for k in {*one, *other} if one.get(k) != other.get(k)} <= _TOLD
+
+
 def test_one_weight_and_five_others() -> None:
     kinds = {}
     for run in first_runs("a4", "tiny"):
