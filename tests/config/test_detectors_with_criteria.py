@@ -23,9 +23,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "choose-a-detec
 GIOU = ("box.kind=giou", "box_weight=2")
 # What each row of the table sets, below the key that holds the loss.
 CRITERIA: dict[str, tuple[str, ...]] = {
-    "aLRP, self-balance": ("kind=alrp", "balance.kind=self", "balance.initial=5"),
-    "aLRP, scalar weight": ("kind=alrp", "balance.kind=scalar"),
-    "aLRP, learned weight": ("kind=alrp", "balance.kind=learned"),
+    "aLRP, mean, by gradients": ("kind=alrp", "localisation=mean", "balance.kind=gradient"),
+    "aLRP, self-balance": (
+        "kind=alrp", "localisation=ranked", "balance.kind=self", "balance.initial=5"
+    ),
+    "aLRP, scalar weight": ("kind=alrp", "localisation=ranked", "balance.kind=scalar"),
+    "aLRP, learned weight": ("kind=alrp", "localisation=ranked", "balance.kind=learned"),
     "Rank & Sort": ("kind=rank_sort",),
     "AP + smooth L1": ("kind=dense", "classification.kind=ap"),
     "AP + GIoU": ("kind=dense", "classification.kind=ap", *GIOU),
