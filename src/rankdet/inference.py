@@ -60,7 +60,7 @@ def load(model: str | os.PathLike[str], *, device: str | torch.device = "auto") 
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"rankdet.load needs what training needs, and {error.name} is not installed: "
-            f"pip install rankdet",
+            "pip install rankdet",
             name=error.name,
         ) from error
 
