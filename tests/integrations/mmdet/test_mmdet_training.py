@@ -95,9 +95,7 @@ def test_mixed_precision_gives_the_loss_of_single_precision(name: str) -> None:
             if isinstance(each, Tensor) and each.requires_grad:
                 each.register_hook(handed.append)
 
-    heads: list[torch.nn.Module] = [
-        module for module in detector.modules() if isinstance(module, RankDetMixin)
-    ]
+    heads: list[Any] = [module for module in detector.modules() if isinstance(module, RankDetMixin)]
     for head in heads:
         head.register_forward_hook(watch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
