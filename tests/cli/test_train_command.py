@@ -198,7 +198,8 @@ def test_nan_stops_the_run_and_keeps_the_last_state(
 ) -> None:
     out = tmp_path / "nan"
     # Batch normalisation would keep even this from becoming NaN.
-    changes = settings("optimizer.lr=100", "optimizer.clip=1e6", "optimizer.kind=sgd",
+    changes = settings("criterion.localisation=ranked", "criterion.balance.kind=self",
+                       "optimizer.lr=100", "optimizer.clip=1e6", "optimizer.kind=sgd",
                        "model.head_norm=group", "training.checkpoint_every=1",
                        "schedule.warmup_steps=0")  # fmt: skip
     arguments = ["train", "--data", str(digits), "--recipe", "demo", "--out", str(out)]

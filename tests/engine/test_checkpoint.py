@@ -65,6 +65,17 @@ class Bomb:
         return Path.touch, (self.trace,)
 
 
+def test_a_header_of_any_length_is_no_pickle(tmp_path: Path) -> None:
+    """The first byte of a file is that of the header's length, and 0x80 begins a pickle."""
+    seen = set()
+    for length in range(0, 512, 8):
+        card = ModelCard(("cat",), (1,), "#" * length, (0.5,))
+        save_model(tmp_path / "m.safetensors", {"w": torch.ones(2)}, card)
+        seen.add((tmp_path / "m.safetensors").read_bytes()[0])
+        assert load_model(tmp_path / "m.safetensors")[1].recipe == card.recipe
+    assert 0x80 in seen
+
+
 @pytest.mark.parametrize("by", ["pickle", "torch"])
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path, by: str) -> None:
     path, trace = tmp_path / "m.safetensors", tmp_path / "trace"

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,18 +107,6 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
 
 
 WAITING = 'trap "echo saved; exit 143" TERM; echo ready; while :; do sleep 0.02; done'
-
-
-@pytest.fixture(autouse=True)
-def _heeded() -> Iterator[None]:
-    """Have no signal ignored, as `nohup` and background jobs of a shell have some of them."""
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -195,6 +195,10 @@ def load_state(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
 
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, in 8 bytes, the least of which may be
+    # any, and the header with a brace.
+    if start[5:] == b"\0\0\0{":
+        return False
     # A bare pickle begins with its protocol; PyTorch's own files are zip archives of one.
-    return start[:1] == b"\x80" or start == b"PK\x03\x04"
+    return start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"
