@@ -19,9 +19,9 @@ class Expected:
 
 
 FULL = Expected(
-    4800, (0.68, 0.74), 0.36, "5 minutes of training on two idle cores of a 2.3 GHz Xeon"
+    4800, (0.71, 0.77), 0.35, "5 minutes of training on two idle cores of a 2.3 GHz Xeon"
 )
-QUICK = Expected(500, (0.30, 0.50), 0.70, "40 seconds of training there")
+QUICK = Expected(500, (0.37, 0.55), 0.65, "40 seconds of training there")
 
 EXAMPLES = """\
 examples:
