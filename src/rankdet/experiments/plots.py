@@ -157,6 +157,8 @@ class Curves:
                 _curve(axes, seeds, f"C{number}", filled.table.label(row.name))
             if term in self.logarithmic:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("{x:g}")
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         every[-1].set_xlabel("steps")

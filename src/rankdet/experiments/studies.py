@@ -41,7 +41,7 @@ _OURS = _alrp("mean-gradient", "mean localisation, balance by gradients", "mean"
 _AS_PUBLISHED = _alrp("ranked-self", "as published", "ranked", "kind=self", "initial=50")
 _FOCAL_GIOU = _focal_giou("", "Focal + 2 GIoU")
 _QUARTERS = tuple(
-    Measure(f"AP at {share:.0%}".replace("%", " %"), "AP", share=share, compared=False)
+    Measure(f"AP at {100 * share:g} %", "AP", share=share, compared=False)
     for share in (0.25, 0.5, 0.75)
 )
 
