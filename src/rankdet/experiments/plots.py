@@ -145,6 +145,8 @@ class Curves:
 
     def draw(self, figure: Figure, filled: Filled, results: Sequence[Result]) -> None:
         """Draw the terms of all rows."""
+        from matplotlib.ticker import LogLocator
+
         every = figure.subplots(len(self.terms), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (term, label) in zip(every, self.terms.items(), strict=True):
             for number, row in enumerate(filled.table.rows):
@@ -157,8 +159,9 @@ class Curves:
                 _curve(axes, seeds, f"C{number}", filled.table.label(row.name))
             if term in self.logarithmic:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         every[-1].set_xlabel("steps")
