@@ -129,6 +129,43 @@ def _check_ranking() -> None:
                             )
 
 
+def _check_loss_again() -> None:
+    """ALRP Loss on other numbers of scores, at other addresses: compiled anew where it has to be.
+
+    A kernel that was compiled for what is a multiple of 16 must not be launched with what is not.
+    """
+    data = cases.make(cases.Case(300, 40_003, "trained"), seed=8)
+    data.targets[5:4000:9] = -1
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for begin, end in ((0, 40_000), (0, 40_003), (1, 40_001), (3, 30_003), (16, 40_000)):
+            # By sorting, the order of ties is anyone's, and in half precision many tie.
+            for hard in (False, True) if dtype != torch.bfloat16 else (False,):
+                with naming(dtype, f"{begin} to {end}", f"hard {hard}"):
+                    _check_loss(data, dtype, slice(begin, end), hard)
+
+
+def _check_loss(data: cases.Input, dtype: torch.dtype, part: slice, hard: bool) -> None:
+    targets = data.targets[part]
+    errors = data.per_positive[: int((targets == 1).sum())]
+    found = []
+    for device, wide in (("cpu", torch.float64), ("cuda", dtype)):
+        logits = data.logits.to(dtype).to(device)[part].to(wide).requires_grad_()
+        each = errors.to(device).requires_grad_()
+        terms = alrp_loss(
+            logits, targets.to(device), each, loc_ranking="hard" if hard else "smooth"
+        )
+        gradients = torch.autograd.grad(terms[0] + 3 * terms[1], (logits, each))
+        found.append([each.detach().double().cpu() for each in (*terms, *gradients)])
+    expected, here = found
+    rounding = max(ROUNDING[dtype], 5e-7)  # values are float32 at least, as the errors are
+    for name, one, other in zip(("AP part", "localisation", "gradient", "of errors"),
+                                here, expected, strict=True):  # fmt: skip
+        with naming(name):
+            near = rounding if name == "gradient" else 1e-6
+            atol = near * float(other.abs().max())
+            torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
 def _check_balance() -> None:
     """At full size, where no definition can follow: both passes against each other."""
     for regime in cases.REGIMES:
@@ -174,6 +211,7 @@ CHECKS: dict[str, Callable[[], None]] = {
         for regime in (*cases.REGIMES, "edges")
     },
     "a ranking by kernels from end to end": _check_ranking,
+    "aLRP Loss on other numbers of scores, at other addresses": _check_loss_again,
     "compiled kernels at full size": _check_balance,
     "compiled kernels beyond 2^31 scores": _check_beyond_32_bits,
 }
@@ -183,7 +221,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 def forced(backend: passes.Backend) -> Iterator[None]:
     """Make the losses take one backend, whatever the size."""
     with ExitStack() as stack:
-        for name in ("rank_by_triton", "fill_bins", "evaluate"):
+        for name in ("find_by_triton", "rank_by_triton", "fill_bins", "evaluate"):
             pass_ = functools.partial(getattr(passes, name), backend=backend)
             stack.enter_context(mock.patch.object(error_sharing, name, pass_))
         yield

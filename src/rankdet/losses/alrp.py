@@ -166,12 +166,20 @@ def _eager(
     with torch.no_grad():
         of_positives = ("loc_errors", loc_errors.detach())
         ranked = error_sharing.rank(logits, targets, settings[0], of_positives, processes)
+    if ranked.by_triton is not None:
+        from rankdet.losses.triton_alrp import ALRPByKernels
+
+        terms = ALRPByKernels.apply(
+            logits, loc_errors, ranked.skip, ranked.pos_index, ranked.by_triton, settings
+        )
+        return ALRPTerms(*terms)
+    with torch.no_grad():
         values, needed, loc_weights = _outputs(logits.detach(), ranked, *settings)
     (classification,) = error_sharing.with_gradient(logits, values, needed).unbind()
     if processes is None:
         return _terms(classification, (loc_weights * loc_errors.double()).sum())
     with torch.no_grad():
-        whole = (loc_weights * ranked.each).sum()
+        whole = (loc_weights * ranked.each.double()).sum()
         loc_weights = loc_weights[ranked.own] * ranked.processes
     return _terms(classification, carry(whole, (loc_weights * loc_errors.double()).sum()))
 
@@ -189,7 +197,7 @@ def _outputs(
     logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float, hard: bool
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
-    false_positives, loc_errors = ranked.false_positives, ranked.each
+    false_positives, loc_errors = ranked.false_positives, ranked.each.double()
     own = error_sharing.self_pair(delta)
     values = torch.stack([torch.ones_like(loc_errors), loc_errors])
     # The pair (i, i) is taken out of the smoothed sums; where i counts, it counts as itself.

@@ -35,7 +35,13 @@ from rankdet.ops.rank.distributed import (
 )
 from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.pairs import Pairs
-from rankdet.ops.rank.passes import evaluate, fill_bins, rank_by_triton
+from rankdet.ops.rank.passes import (
+    ByTriton,
+    evaluate,
+    fill_bins,
+    find_by_triton,
+    rank_by_triton,
+)
 from rankdet.ops.rank.vectorised import Notes, compute_dtype
 
 _Arguments = ParamSpec("_Arguments")
@@ -51,14 +57,16 @@ class Ranked(NamedTuple):
         own: which of the P positives these are; all of them for a process on its own.
         processes: how many rank together.
         pos: [P] logits of the positives, float32 at least.
-        each: [P] float64, what the loss is told of each positive; empty if nothing.
+        each: [P] any floating dtype, what the loss is told of each positive; empty if nothing.
         false_positives: [P] float64, FP_i, the smoothed number of negatives above.
         pair_counts: of values [T, P], the sum over k of H(p_k - p_i) v_k, the pair (i, i) included.
         pair_spread: of values [P], the adjoint.
         pieces: of weights [T, P] float64, K^T w as a function of the score.
         base: [2P + 1] float64, the knots, see `rankdet.ops.rank.knots.Knots`.
         finite: 0-d bool, whether all negatives are, of all processes.
-        notes: what the first pass over the negatives noted for the second, of this process.
+        by_triton: what kernels made of it, where they were chosen.
+        own_notes: what the first pass over the negatives noted for the second, of this process;
+            None where kernels have it.
     """
 
     skip: Tensor
@@ -73,7 +81,15 @@ class Ranked(NamedTuple):
     pieces: Callable[[Tensor], Pieces]
     base: Tensor
     finite: Tensor
-    notes: Notes
+    by_triton: ByTriton | None
+    own_notes: Notes | None
+
+    @property
+    def notes(self) -> Notes:
+        """What the first pass noted for the second."""
+        notes = self.by_triton.notes if self.by_triton is not None else self.own_notes
+        assert notes is not None
+        return notes
 
 
 def check_flat(logits: Tensor, targets: Tensor) -> None:
@@ -112,16 +128,19 @@ def rank(
             ``each`` than of positives; on all processes if one has such a fault.
     """
     try:
-        skip, pos_index = _find_positives(targets)
+        found = find_by_triton(targets, logits)
+        skip, pos_index = (
+            (found.skip, found.pos_index) if found is not None else _find_positives(targets)
+        )
         if each is not None:
             _check_per_positive(*each, pos_index)
     except ValueError:
         if processes is not None:
             announce_fault(processes, logits.device)
         raise
-    pos = logits.index_select(0, pos_index)
+    pos = found.pos if found is not None else logits.index_select(0, pos_index)
     pos = pos.to(compute_dtype(pos))
-    numbers = pos.new_zeros(0, dtype=torch.float64) if each is None else each[1].double()
+    numbers = pos.new_zeros(0, dtype=torch.float64) if each is None else each[1]
     own, size = slice(0, pos.numel()), 1
     if processes is None:
         by_triton = rank_by_triton(pos, logits, skip, delta)
@@ -134,10 +153,11 @@ def rank(
                 by_triton.pieces,
                 by_triton.base,
                 by_triton.finite,
-                by_triton.notes,
+                by_triton,
+                None,
             )
     else:
-        rows = [pos.double()] if each is None else [pos.double(), numbers]
+        rows = [pos.double()] if each is None else [pos.double(), numbers.double()]
         (scores, *told), own = gather_ragged(torch.stack(rows), processes)
         # Exact: these were of this dtype before. The dtype decides how ties are put in order.
         pos, size = scores.to(pos.dtype), processes.size
@@ -160,6 +180,7 @@ def rank(
         partial(pieces, knots),
         knots.base,
         bins.finite,
+        None,
         bins.notes,
     )
 
@@ -342,8 +363,14 @@ class _WithGradient(torch.autograd.Function):
             function = Pieces(value, slope)
             grad = _share_errors(logits, skip, pos_index, pos_grads, base, function, notes)
         if torch.is_grad_enabled():
-            grad = _Once.apply(grads[0], logits, grad)
+            grad = refuse_second_derivative(grads[0], logits, grad)
         return (grad, None, *[None] * len(needed))
+
+
+def refuse_second_derivative(upstream: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient made from these such that its own derivative is refused."""
+    refusing: Tensor = _Once.apply(upstream, logits, grad)
+    return refusing
 
 
 class _Once(torch.autograd.Function):

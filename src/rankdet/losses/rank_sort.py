@@ -159,7 +159,7 @@ def _outputs(
     logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
-    false_positives, pos, ious = ranked.false_positives, ranked.pos, ranked.each
+    false_positives, pos, ious = ranked.false_positives, ranked.pos, ranked.each.double()
     badness = 1 - ious
     values = torch.stack([torch.ones_like(badness), badness])
     # The pair (i, i) stays in: i is among those at or above i, by half.

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankdet.losses import alrp_loss, ap_loss, error_sharing, rank_sort_loss
+from rankdet.losses.alrp import ALRPTerms, LocRanking
 from rankdet.ops.rank import passes, rank_operator, vectorised
 from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.pairs import Pairs
@@ -300,7 +301,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 def by(backend: passes.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the losses take one backend."""
-    for name in ("fill_bins", "evaluate", "rank_by_triton"):
+    for name in ("fill_bins", "evaluate", "find_by_triton", "rank_by_triton"):
         function = functools.partial(getattr(passes, name), backend=backend)
         monkeypatch.setattr(error_sharing, name, function)
 
@@ -324,6 +325,110 @@ def test_a_loss_by_the_kernels(name: str, positives: int, monkeypatch: pytest.Mo
         gradients = torch.autograd.grad(weighted, (given, given_each), allow_unused=True)
         results.append((value.detach(), [each for each in gradients if each is not None]))
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("loc_ranking", ["smooth", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_alrp_by_the_kernels(
+    loc_ranking: LocRanking, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the loss in float64 by plain torch, term by term."""
+    for positives, delta in [(1, 1.0), (20, 0.7), (20, 0.0), (70, 1.0)]:
+        logits = (torch.randn(6 * TILE + 3) * 2 - 2).to(dtype)[::2]  # not contiguous
+        targets = -(torch.rand(len(logits)) < 0.1).long()
+        targets[torch.randperm(len(logits))[:positives]] = 1
+        each = torch.rand(int((targets == 1).sum())).to(dtype)
+
+        def loss(
+            logits: Tensor,
+            each: Tensor,
+            targets: Tensor = targets,
+            delta: float = delta,
+        ) -> ALRPTerms:
+            return alrp_loss(logits, targets, each, delta=delta, loc_ranking=loc_ranking)
+
+        by("vectorised", monkeypatch)
+        wide, wide_each = logits.double().requires_grad_(), each.double().requires_grad_()
+        plain = loss(wide, wide_each)
+        expected = [
+            torch.autograd.grad(plain.classification, wide)[0],
+            torch.autograd.grad(plain.localisation, wide_each)[0],
+        ]
+        by("triton", monkeypatch)
+        logits, each = logits.requires_grad_(), each.requires_grad_()
+        terms = loss(logits, each)
+        assert "ByKernels" in type(terms.classification.grad_fn).__name__
+        assert terms[0].dtype == terms[1].dtype == torch.promote_types(dtype, torch.float32)
+        for term, theirs in zip(terms, plain, strict=True):
+            torch.testing.assert_close(term.double(), theirs, rtol=1e-6, atol=1e-9)
+        # Each term on its own, and times a factor; what the other one is not given stays away.
+        for term, input_, wanted in zip(terms, (logits, each), expected, strict=True):
+            (grad,) = torch.autograd.grad(3 * term, input_, retain_graph=True)
+            atol = SPREAD_TOLERANCE[dtype] * 3 * float(wanted.abs().max())
+            assert grad.dtype == dtype
+            torch.testing.assert_close(grad.double(), 3 * wanted, rtol=0, atol=atol)
+        for term, input_ in zip(terms, (each, logits), strict=True):
+            (nothing,) = torch.autograd.grad(term, input_, retain_graph=True, allow_unused=True)
+            assert nothing is None
+
+
+def test_alrp_by_the_kernels_has_no_second_derivative_but_that_of_localisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by("triton", monkeypatch)
+    logits, each = torch.randn(TILE, requires_grad=True), torch.rand(3, requires_grad=True)
+    targets = torch.zeros(TILE).index_fill(0, torch.tensor([2, 9, 40]), 1)
+    terms = alrp_loss(logits, targets, each)
+    (grad,) = torch.autograd.grad(terms.classification**2, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(grad.sum(), logits)
+    (grad,) = torch.autograd.grad(terms.localisation**2, each, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), each)
+    weights = torch.autograd.grad(alrp_loss(logits, targets, each).localisation, each)[0]
+    torch.testing.assert_close(second, 2 * weights * weights.sum())
+
+
+def test_alrp_by_the_kernels_differentiates_only_what_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by("triton", monkeypatch)
+    logits, each, targets = torch.randn(TILE), torch.rand(1), torch.zeros(TILE)
+    targets[5] = 1
+    assert not any(term.requires_grad for term in alrp_loss(logits, targets, each))
+    terms = alrp_loss(logits.clone().requires_grad_(), targets, each)
+    assert [term.requires_grad for term in terms] == [True, False]
+    terms = alrp_loss(logits, targets, each.clone().requires_grad_())
+    assert [term.requires_grad for term in terms] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int8, torch.uint8, torch.int64, torch.float32, torch.bfloat16]
+)
+@pytest.mark.parametrize("total", [0, 1, TILE - 1, 3 * TILE, 3 * TILE + 1])
+def test_what_is_no_negative_is_found(dtype: torch.dtype, total: int) -> None:
+    from rankdet.ops.rank.triton_find import find
+
+    targets = (torch.rand(total) < 0.2).long()
+    if dtype not in (torch.bool, torch.uint8):
+        targets[torch.rand(total) < 0.1] = -1
+    logits = torch.randn(total, dtype=torch.float16)
+    found = find(targets.to(dtype), logits, tile=TILE)
+    assert found is not None
+    assert torch.equal(found.skip, targets.nonzero()[:, 0])
+    assert torch.equal(found.pos_index, (targets == 1).nonzero()[:, 0])
+    assert torch.equal(found.pos, logits.float()[targets == 1])
+
+
+@pytest.mark.parametrize("bad", [2, -2, 0.5, torch.nan])
+def test_a_target_of_no_kind_is_named(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankdet.ops.rank.triton_find import find
+
+    targets = torch.zeros(3 * TILE, dtype=torch.float64)
+    targets[2 * TILE + 3] = bad
+    assert find(targets, torch.randn(3 * TILE), tile=TILE) is None
+    by("triton", monkeypatch)
+    with pytest.raises(ValueError, match="targets"):
+        alrp_loss(torch.randn(3 * TILE), targets, torch.rand(0))
 
 
 class Ranked:

@@ -78,13 +78,52 @@ def evaluate(
     return vectorised.evaluate(base, function, scores, skip, notes, dtype)
 
 
+class Found(Protocol):
+    """Who is no negative; see `rankdet.ops.rank.triton_find.Found`."""
+
+    @property
+    def skip(self) -> Tensor:
+        """[S] int64, ascending, all that are not."""
+        ...
+
+    @property
+    def pos_index(self) -> Tensor:
+        """[P] int64, ascending, the positives among them."""
+        ...
+
+    @property
+    def pos(self) -> Tensor:
+        """[P] float32 or float64, their scores."""
+        ...
+
+
+def find_by_triton(targets: Tensor, scores: Tensor, *, backend: Backend = "auto") -> Found | None:
+    """Find the positives by kernels, where this is chosen and every target is 1, 0 or -1.
+
+    Args:
+        targets: [N] 1 positive, 0 negative, -1 ignored, any real dtype.
+        scores: [N] any floating dtype.
+        backend: as in `fill_bins`.
+    """
+    if not _by_triton(scores, backend):
+        return None
+    from rankdet.ops.rank.triton_find import find
+
+    found: Found | None = find(targets, scores)
+    return found
+
+
 class ByTriton(Protocol):
     """A ranking made by kernels; see `rankdet.ops.rank.triton_ranked.RankedPositives`."""
 
     counts: Tensor
     base: Tensor
     finite: Tensor
-    notes: Notes
+
+    @property
+    def notes(self) -> Notes:
+        """What the first pass noted for the second."""
+        ...
 
     def pair_counts(self, values: Tensor) -> Tensor:
         """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""

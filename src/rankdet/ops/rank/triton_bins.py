@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rankdet.ops.rank.triton_grid import DeviceGrid, ceil_log2, find_cells, power_of_two
+from rankdet.ops.rank.triton_launch import cdiv, launch
 
 # In one integer: how many scores (20 bits and the sign), and the sum of their distances.
 PARTS = tl.constexpr(float(1 << 23))
@@ -25,6 +27,7 @@ _SUM_ROWS = 16
 _FINISH_BLOCK = 128
 
 
+@functools.cache
 def processors(device: torch.device) -> int:
     """Return how many programs a device runs side by side; 1 where it is the interpreter."""
     if device.type != "cuda":
@@ -50,12 +53,12 @@ class Layout(NamedTuple):
 
 def layout(scores: Tensor, grid: DeviceGrid, tile: int) -> Layout:
     """Choose how many copies of the sums there are."""
-    tiles, cells = triton.cdiv(scores.numel(), tile), grid.entries.numel()
+    tiles, cells = cdiv(scores.numel(), tile), grid.entries.numel()
     per_copy = _COPY_HOLDS // tile
     if scores.dtype == torch.float64:
         return Layout(tile, cells, copies=1, spread=1, per_copy=per_copy)
     spread = 1 << (max(min(_CELL_COPIES, tiles // 8), 1).bit_length() - 1)
-    return Layout(tile, cells, triton.cdiv(tiles, per_copy * spread) * spread, spread, per_copy)
+    return Layout(tile, cells, cdiv(tiles, per_copy * spread) * spread, spread, per_copy)
 
 
 def add_copies(sums: Tensor, shape: Layout) -> tuple[Tensor, Tensor]:
@@ -67,10 +70,12 @@ def add_copies(sums: Tensor, shape: Layout) -> tuple[Tensor, Tensor]:
             parts.
         totals: [3, blocks] int64, the sums of each block.
     """
-    blocks = triton.cdiv(shape.cells, SUM_BLOCK)
+    blocks = cdiv(shape.cells, SUM_BLOCK)
     running = sums.new_empty(3, shape.cells)
     totals = sums.new_empty(3, blocks)
-    sum_cells_kernel[(blocks,)](
+    launch(
+        sum_cells_kernel,
+        (blocks,),
         sums,
         running,
         totals,
@@ -92,7 +97,9 @@ def finish(
     running, totals = add_copies(sums, shape)
     number = torch.empty(bins, dtype=torch.int64, device=base.device)
     beyond = torch.empty(bins, dtype=torch.float64, device=base.device)
-    finish_kernel[(triton.cdiv(bins, _FINISH_BLOCK),)](
+    launch(
+        finish_kernel,
+        (cdiv(bins, _FINISH_BLOCK),),
         base,
         grid.geometry,
         running,

@@ -22,6 +22,7 @@ from rankdet.ops.rank.triton_grid import (
     find_cells,
     find_two_bins,
 )
+from rankdet.ops.rank.triton_launch import cdiv, launch
 
 _TABLE_BLOCK = 256
 _WARPS = 4
@@ -37,6 +38,7 @@ def read_off(
     result: Tensor,
     *,
     tile: int,
+    scale: Tensor | None = None,
     programs: int | None = None,
 ) -> None:
     """Evaluate a piecewise linear function at each score.
@@ -50,36 +52,45 @@ def read_off(
         grid: over the knots, for the scores' dtype.
         result: [N] any floating dtype, written; NaN where a score is NaN or infinite.
         tile: how many scores a program looks at in one go, a power of two.
+        scale: 0-d, any floating dtype, a factor of the function; None: 1.
         programs: how many work side by side, by default enough for the device.
     """
     total, cells = scores.numel(), grid.entries.numel()
     if total == 0:
         return
     fine = torch.float64 in (scores.dtype, result.dtype)
+    scaled, factor = scale is not None, base if scale is None else scale
     table = torch.empty(2 if fine else 1, cells, dtype=torch.int64, device=scores.device)
-    tabulate_kernel[(triton.cdiv(cells, _TABLE_BLOCK),)](
+    launch(
+        tabulate_kernel,
+        (cdiv(cells, _TABLE_BLOCK),),
         base,
         function.value,
         function.slope,
         grid.entries,
         grid.geometry,
+        factor,
         table,
         CELLS=cells,
         FINE=fine,
+        SCALED=scaled,
         BLOCK=_TABLE_BLOCK,
         num_warps=4,
         enable_fp_fusion=True,
     )
-    tiles = triton.cdiv(total, tile)
+    tiles = cdiv(total, tile)
     if programs is None:
         programs = _PROGRAMS_PER_PROCESSOR * processors(scores.device)
-    read_off_kernel[(min(tiles, programs),)](
+    launch(
+        read_off_kernel,
+        (min(tiles, programs),),
         scores,
         base,
         function.value,
         function.slope,
         grid.entries,
         grid.geometry,
+        factor,
         table,
         result,
         total,
@@ -87,6 +98,7 @@ def read_off(
         base.numel() - 1,
         EXACT=scores.dtype != torch.float64,
         FINE=fine,
+        SCALED=scaled,
         CELLS=cells,
         TILE=tile,
         PART=min(tile, _PART),
@@ -102,9 +114,11 @@ def tabulate_kernel(
     slope: tl.tensor,
     entries: tl.tensor,
     geometry: tl.tensor,
+    scale: tl.tensor,
     table: tl.tensor,
     CELLS: tl.constexpr,
     FINE: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     """Note for each cell the value at its lower edge and the rise over its width.
@@ -116,8 +130,9 @@ def tabulate_kernel(
     inside = cell < CELLS
     entry = tl.load(entries + cell, mask=inside, other=0)
     bin_ = entry >> ENTRY_SHIFT
-    height = tl.load(value + bin_, mask=inside, other=0.0)
-    steepness = tl.load(slope + bin_, mask=inside, other=0.0)
+    factor = tl.load(scale).to(tl.float64) if SCALED else 1.0
+    height = tl.load(value + bin_, mask=inside, other=0.0) * factor
+    steepness = tl.load(slope + bin_, mask=inside, other=0.0) * factor
     width, lowest = tl.load(geometry + 1), tl.load(geometry + 2)
     endless = (cell == 0) | (cell == CELLS - 1)
     edge = tl.where(
@@ -143,6 +158,7 @@ def read_off_kernel(
     slope: tl.tensor,
     entries: tl.tensor,
     geometry: tl.tensor,
+    scale: tl.tensor,
     table: tl.tensor,
     result: tl.tensor,
     total: tl.tensor,
@@ -150,6 +166,7 @@ def read_off_kernel(
     knots: tl.tensor,
     EXACT: tl.constexpr,
     FINE: tl.constexpr,
+    SCALED: tl.constexpr,
     CELLS: tl.constexpr,
     TILE: tl.constexpr,
     PART: tl.constexpr,
@@ -163,7 +180,8 @@ def read_off_kernel(
     held_low, held_high = tl.cast(float("-inf"), tl.float64), tl.load(base + 1)
     near = tl.cast(0.0, kind)
     held_slope = tl.cast(0.0, kind)
-    held_height = tl.load(value).to(kind)
+    factor = tl.load(scale).to(tl.float64) if SCALED else tl.cast(1.0, tl.float64)
+    held_height = (tl.load(value) * factor).to(kind)
     lane = tl.arange(0, PART)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * TILE
@@ -185,12 +203,12 @@ def read_off_kernel(
             if single:
                 held_low = tl.where(high_bin > 0, tl.load(base + high_bin), -float("inf"))
                 held_high = tl.load(base + high_bin + 1, mask=high_bin < knots, other=float("inf"))
-                steepness = tl.load(slope + high_bin)
+                steepness = tl.load(slope + high_bin) * factor
                 # Measured from the nearest number of this dtype, differences lose no digits.
                 knot = tl.where(high_bin > 0, held_low, 0.0)
                 near = knot.to(kind)
                 offset = steepness * (knot - near.to(tl.float64))
-                held_height = (tl.load(value + high_bin) - offset).to(kind)
+                held_height = (tl.load(value + high_bin) * factor - offset).to(kind)
                 held_slope = steepness.to(kind)
         if single:
             for part in tl.static_range(TILE // PART):
@@ -203,7 +221,7 @@ def read_off_kernel(
         else:
             for number in range(TILE // PART):
                 _read_one_by_one(
-                    scores, base, value, slope, entries, table, result,
+                    scores, base, value, slope, entries, table, result, factor,
                     start + number * PART, total, inverse, lowest, knots,
                     EXACT, FINE, CELLS, PART,
                 )  # fmt: skip
@@ -218,6 +236,7 @@ def _read_one_by_one(
     entries: tl.tensor,
     table: tl.tensor,
     result: tl.tensor,
+    factor: tl.tensor,
     start: tl.tensor,
     total: tl.tensor,
     inverse: tl.tensor,
@@ -252,8 +271,8 @@ def _read_one_by_one(
         score64 = score.to(tl.float64)
         bin_ = count_below(score64, base + 1, entry >> ENTRY_SHIFT, steps, tl.max(steps), knots)
         distance = score64 - tl.load(base + bin_, mask=search, other=0.0)
-        steepness = tl.load(slope + bin_, mask=search, other=0.0)
-        exact = tl.load(value + bin_, mask=search, other=0.0)
+        steepness = tl.load(slope + bin_, mask=search, other=0.0) * factor
+        exact = tl.load(value + bin_, mask=search, other=0.0) * factor
         exact = tl.where(steepness == 0, exact, exact + steepness * distance)
         found = tl.where(search, exact.to(kind), found)
     tl.store(result + start + lane, tl.where(finite, found, float("nan")), mask=inside)

@@ -37,6 +37,7 @@ from rankdet.ops.rank.triton_grid import (
     find_two_bins,
     power_of_two,
 )
+from rankdet.ops.rank.triton_launch import cdiv, launch
 
 # Scores that a program looks at in one go, to find out whether one bin holds them all; and those
 # that it then takes one by one: with more, too few programs would fit on a multiprocessor.
@@ -71,7 +72,7 @@ def fill(
             what the bins hold is of no use.
     """
     total, device, bins = scores.numel(), scores.device, base.numel()
-    tiles = triton.cdiv(total, tile)
+    tiles = cdiv(total, tile)
     shape = layout(scores, grid, tile)
     sums = torch.zeros(shape.sums(bins), dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.int8, device=device)
@@ -109,11 +110,13 @@ def add_scores(
         programs: how many work at a time.
     """
     total, bins = scores.numel(), base.numel()
-    tiles = triton.cdiv(total, shape.tile)
+    tiles = cdiv(total, shape.tile)
     if programs is None:
         programs = _PROGRAMS_PER_PROCESSOR * processors(scores.device)
     if tiles:
-        fill_kernel[(min(programs, tiles),)](
+        launch(
+            fill_kernel,
+            (min(programs, tiles),),
             scores,
             skip,
             cuts,

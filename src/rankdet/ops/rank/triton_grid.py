@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rankdet.ops.rank.triton_launch import cdiv, launch
 from rankdet.ops.rank.vectorised import Notes
 
 # More cells mean fewer scores that share one with a knot, and a table that fits a cache less
@@ -63,7 +64,9 @@ def lay_grid(base: Tensor, dtype: torch.dtype, cells: int | None = None) -> Devi
     knots = base.numel() - 1
     cells_log2 = cells_log2_for(knots, cells)
     entries, geometry = grid = empty_grid(cells_log2, base.device)
-    lay_kernel[(triton.cdiv(entries.numel(), _LAY_BLOCK),)](
+    launch(
+        lay_kernel,
+        (cdiv(entries.numel(), _LAY_BLOCK),),
         base,
         entries,
         geometry,

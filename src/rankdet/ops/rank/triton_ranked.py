@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 
 import torch
-import triton
 from torch import Tensor
 
-from rankdet.ops.rank import triton_bins, triton_fill, triton_positives
+from rankdet.ops.rank import triton_bins, triton_fill, triton_positives, triton_sums
 from rankdet.ops.rank.knots import Pieces
 from rankdet.ops.rank.triton_grid import DIGITS, WIDEST, cells_log2_for, empty_grid, notes_of
-from rankdet.ops.rank.vectorised import compute_dtype
+from rankdet.ops.rank.triton_launch import cdiv, launch
+from rankdet.ops.rank.vectorised import Notes, compute_dtype
 
 # The matrix of all pairs of positives is summed up, not kept: 1e9 pairs take some milliseconds.
 MOST_POSITIVES = 1 << 14
@@ -43,7 +43,10 @@ class RankedPositives:
         counts: [P] float64, K 1; NaN throughout where a score or a positive is not finite.
         base: [2P + 1] float64, the knot just below each bin; the first entry is no knot.
         finite: 0-d bool, whether all scores are that were not to be left out, and all positives.
-        notes: for `rankdet.ops.rank.triton.evaluate`.
+        sorted: [P] the positives, ascending.
+        order: [P] int64, which positive each of these is.
+        ends: [2, P] int32, the places of the ends of each of their ramps among the knots.
+        grid: over the knots, for the second pass.
     """
 
     def __init__(
@@ -72,31 +75,33 @@ class RankedPositives:
         cells: int | None,
     ) -> None:
         self._delta_bits = struct.unpack("q", struct.pack("d", delta))[0]
-        self._sorted, self._order = pos.sort()
+        self.sorted, self.order = pos.sort()
         positives, device, dtype = pos.numel(), pos.device, compute_dtype(scores)
         bins = 2 * positives + 1
         cells_log2 = cells_log2_for(2 * positives, cells)
-        grid = empty_grid(cells_log2, device)
-        tiles = triton.cdiv(scores.numel(), tile)
+        self.grid = grid = empty_grid(cells_log2, device)
+        tiles = cdiv(scores.numel(), tile)
         shape = triton_bins.layout(scores, grid, tile)
         zeros = shape.sums(bins)
         sums = torch.empty(zeros, dtype=torch.int64, device=device)
         finite = torch.empty((), dtype=torch.int8, device=device)
         self.base = torch.empty(bins, dtype=torch.float64, device=device)
-        self._ends = torch.empty(2, positives, dtype=torch.int32, device=device)
+        self.ends = torch.empty(2, positives, dtype=torch.int32, device=device)
         cut_tiles = tiles if skip.numel() else -1
         cuts = torch.empty(cut_tiles + 1, dtype=torch.int64, device=device)
         jobs = (
-            triton.cdiv(positives, _BLOCK)
-            + triton.cdiv(grid.entries.numel(), _BLOCK)
-            + triton.cdiv(cut_tiles + 1, _BLOCK)
-            + triton.cdiv(zeros, _ZERO_BLOCK)
+            cdiv(positives, _BLOCK)
+            + cdiv(grid.entries.numel(), _BLOCK)
+            + cdiv(cut_tiles + 1, _BLOCK)
+            + cdiv(zeros, _ZERO_BLOCK)
         )
-        triton_positives.prepare_kernel[(jobs,)](
-            self._sorted,
+        launch(
+            triton_positives.prepare_kernel,
+            (jobs,),
+            self.sorted,
             skip,
             self.base,
-            self._ends,
+            self.ends,
             grid.entries,
             grid.geometry,
             cuts,
@@ -122,11 +127,13 @@ class RankedPositives:
         self.counts = torch.empty(positives, dtype=torch.float64, device=device)
         room = torch.empty(3 * totals.shape[1] + 2 * bins, dtype=torch.int64, device=device)
         before, above, excess = room.split([3 * totals.shape[1], bins, bins])
-        triton_positives.count_kernel[(1,)](
-            self._sorted,
-            self._order,
+        launch(
+            triton_positives.count_kernel,
+            (1,),
+            self.sorted,
+            self.order,
             self.base,
-            self._ends,
+            self.ends,
             grid.geometry,
             running,
             totals,
@@ -141,13 +148,17 @@ class RankedPositives:
             self._delta_bits,
             CELLS=shape.cells,
             SUM_BLOCK=triton_bins.SUM_BLOCK,
-            SUM_BLOCKS=triton.next_power_of_2(totals.shape[1]),
+            SUM_BLOCKS=1 << (totals.shape[1] - 1).bit_length(),
             BIN_COPIES=triton_bins.BIN_COPIES,
             BLOCK=_SCAN_BLOCK,
             num_warps=8,
         )
         self.finite = finite.view(torch.bool)
-        self.notes = notes_of(grid)
+
+    @property
+    def notes(self) -> Notes:
+        """What `rankdet.ops.rank.triton.evaluate` needs to know."""
+        return notes_of(self.grid)
 
     def pair_counts(self, values: Tensor) -> Tensor:
         """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
@@ -163,11 +174,13 @@ class RankedPositives:
         weights = weights.contiguous()
         result = weights.new_empty(2, sets, self.base.numel())
         with torch.cuda.device_of(weights):
-            triton_positives.pieces_kernel[(sets,)](
-                self._sorted,
-                self._order,
+            launch(
+                triton_sums.pieces_kernel,
+                (sets,),
+                self.sorted,
+                self.order,
                 self.base,
-                self._ends,
+                self.ends,
                 weights,
                 result[0],
                 result[1],
@@ -184,9 +197,11 @@ class RankedPositives:
         values = values.contiguous()
         result = torch.empty(values.shape, dtype=torch.float64, device=values.device)
         with torch.cuda.device_of(values):
-            triton_positives.pairs_kernel[(triton.cdiv(positives, _PAIRS_BLOCK), sets)](
-                self._sorted,
-                self._order,
+            launch(
+                triton_sums.pairs_kernel,
+                (cdiv(positives, _PAIRS_BLOCK), sets),
+                self.sorted,
+                self.order,
                 values,
                 result,
                 positives,

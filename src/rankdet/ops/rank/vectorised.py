@@ -175,7 +175,8 @@ def _chunks(
     for begin, first, last in zip(begins, cuts[:-1], cuts[1:], strict=False):
         place = slice(begin, min(begin + size, total))
         out = skip[first:last] - begin if first < last else None
-        yield place, scores[place].to(dtype), out
+        # Searching in a table of knots copies what is not contiguous, and warns of it.
+        yield place, scores[place].to(dtype).contiguous(), out
 
 
 def _chunks_with_bin(

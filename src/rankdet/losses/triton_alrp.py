@@ -1,0 +1,324 @@
+"""aLRP Loss between the two passes, as Triton kernels: imported only when chosen.
+
+On a GPU the loss is a matter of launches. What `rankdet.losses.alrp` says in thirty operations of
+torch for P positives is said here in three kernels, and its gradient in three more.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rankdet.losses.error_sharing import refuse_second_derivative
+from rankdet.ops.rank.knots import Pieces
+from rankdet.ops.rank.triton import EVALUATE_TILE
+from rankdet.ops.rank.triton_evaluate import read_off
+from rankdet.ops.rank.triton_grid import DeviceGrid, count_below
+from rankdet.ops.rank.triton_launch import cdiv, launch
+from rankdet.ops.rank.triton_ranked import RankedPositives
+from rankdet.ops.rank.triton_sums import smoothed_step, write_pieces
+from rankdet.ops.rank.vectorised import compute_dtype
+
+_PAIRS_BLOCK = 16
+_PAIRS_OTHERS = 128
+_BLOCK = 1024
+_SPREAD_BLOCK = 256
+# Rows of what is noted of each positive: FP / rank, gradient of its logit, weight, 1 / (P rank).
+_ROWS = 4
+
+
+class ALRPByKernels(torch.autograd.Function):
+    """The two terms of the loss from a ranking by kernels, with their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        loc_errors: Tensor,
+        skip: Tensor,
+        pos_index: Tensor,
+        ranked: RankedPositives,
+        settings: tuple[float, float, bool],
+    ) -> tuple[Tensor, Tensor]:
+        """Return both terms, 0-d.
+
+        Args:
+            ctx: of autograd.
+            logits: [M] any floating dtype.
+            loc_errors: [P] any floating dtype.
+            skip: [S] int64, ascending, the logits that are no negatives.
+            pos_index: [P] int64, ascending, the positives among them.
+            ranked: the ranking of these.
+            settings: delta, eps, and whether positives rank by sorting.
+        """
+        delta, eps, hard = settings
+        positives, device = pos_index.numel(), logits.device
+        loc_errors = loc_errors.contiguous()
+        wide = compute_dtype(logits)
+        rows = torch.empty(_ROWS + 1, positives, dtype=torch.float64, device=device)
+        function = torch.empty(2, 2 * positives + 1, dtype=torch.float64, device=device)
+        terms = [torch.empty((), dtype=wide, device=device) for _ in range(2)]
+        value, slope = function.unbind()
+        bits = [struct.unpack("q", struct.pack("d", number))[0] for number in (delta, eps)]
+        with torch.cuda.device_of(logits):
+            launch(
+                errors_kernel,
+                (cdiv(positives, _PAIRS_BLOCK),),
+                *(ranked.sorted, ranked.order, ranked.counts, loc_errors, rows, positives, *bits),
+                BLOCK=_PAIRS_BLOCK,
+                OTHERS=_PAIRS_OTHERS,
+                num_warps=4,
+            )
+            # By sorting, it is a running sum of the last row, made where it is needed.
+            spread = rows[3] if hard else ranked.pair_spread(rows[3])
+            launch(
+                finish_kernel,
+                (1,),
+                *(ranked.sorted, ranked.order, ranked.base, ranked.ends, rows, spread, loc_errors),
+                *(value, slope, *terms, positives, bits[0]),
+                HARD=hard,
+                BLOCK=_BLOCK,
+                num_warps=8,
+            )
+        ctx.save_for_backward(
+            *(logits, loc_errors, skip, pos_index, ranked.base, rows, value, slope),
+            *ranked.grid,
+        )
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(
+            *(term for term, wanted in zip(terms, ctx.needs_input_grad, strict=False) if not wanted)
+        )
+        return terms[0], terms[1]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        """Return the gradients of logits and loc_errors."""
+        grads = _gradients(ctx.saved_tensors, upstream, ctx.needs_input_grad)
+        if torch.is_grad_enabled():
+            logits, loc_errors, *_, rows = ctx.saved_tensors[:6]
+            if grads[0] is not None:
+                grads[0] = refuse_second_derivative(upstream[0], logits, grads[0])
+            if grads[1] is not None:  # an ordinary derivative, with derivatives of its own
+                grads[1] = (rows[_ROWS] * upstream[1]).to(loc_errors.dtype)
+        return (*grads, None, None, None, None)
+
+
+def _gradients(
+    saved: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    logits, loc_errors, skip, pos_index, base, rows, value, slope, entries, geometry = saved
+    of_logits = upstream[0] if needed[0] else None
+    of_errors = upstream[1] if needed[1] else None
+    grad = None if of_logits is None else torch.empty_like(
+        logits, memory_format=torch.contiguous_format
+    )  # fmt: skip
+    error_grad = None if of_errors is None else torch.empty_like(loc_errors)
+    if grad is None and error_grad is None:
+        return [None, None]
+    with torch.cuda.device_of(logits):
+        if grad is not None:
+            read_off(
+                *(base, Pieces(value, slope), logits.contiguous(), DeviceGrid(entries, geometry)),
+                grad,
+                tile=EVALUATE_TILE,
+                scale=of_logits,
+            )
+        few = 0 if grad is None else cdiv(skip.numel(), _SPREAD_BLOCK)
+        own = 0 if error_grad is None else cdiv(pos_index.numel(), _SPREAD_BLOCK)
+        launch(
+            own_gradients_kernel,
+            (few + own,),
+            *(skip, pos_index, rows),
+            *(rows if each is None else each for each in (grad, error_grad, of_logits, of_errors)),
+            *(pos_index.numel(), skip.numel(), few, pos_index.numel().bit_length()),
+            BLOCK=_SPREAD_BLOCK,
+            num_warps=4,
+        )
+    return [grad, error_grad]
+
+
+@triton.jit(do_not_specialize=["positives", "delta_bits", "eps_bits"])
+def errors_kernel(
+    scores: tl.tensor,
+    order: tl.tensor,
+    counts: tl.tensor,
+    loc_errors: tl.tensor,
+    rows: tl.tensor,
+    positives: tl.tensor,
+    delta_bits: tl.tensor,
+    eps_bits: tl.tensor,
+    BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,
+) -> None:
+    """Rank positives among themselves, and note what the loss is made of, a block in each program.
+
+    Args:
+        scores: [P] the positives, ascending.
+        order: [P] int64, which positive each of these is.
+        counts: [P] float64, FP.
+        loc_errors: [P] any floating dtype.
+        rows: [4, P] float64, written: FP / rank, the gradient of the positive's logit, what it
+            hands out to the negatives, and 1 / (P rank).
+        positives: P.
+        delta_bits: half-width of the ramp, the bits of a float64.
+        eps_bits: a positive of no more FP has no error, the bits of a float64.
+        BLOCK: positives in a program.
+        OTHERS: how many of the others at a time.
+    """
+    delta = delta_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < positives
+    mine = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
+    at_or_above = tl.zeros([BLOCK], tl.float64)
+    loc_above = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, positives, OTHERS):
+        k = start + tl.arange(0, OTHERS)
+        there = k < positives
+        other = tl.load(scores + k, mask=there, other=0).to(tl.float64)
+        place = tl.load(order + k, mask=there, other=0)
+        error = tl.load(loc_errors + place, mask=there, other=0).to(tl.float64)
+        share = smoothed_step(other[None, :] - mine[:, None], delta)
+        at_or_above += tl.sum(tl.where(there[None, :], share, 0.0), axis=1)
+        loc_above += tl.sum(tl.where(there[None, :], share * error[None, :], 0.0), axis=1)
+    place = tl.load(order + i, mask=inside, other=0)
+    # The pair (i, i) is taken out of the smoothed sums; where i counts, it counts as itself.
+    own = tl.where(delta > 0, 0.5, 1.0)
+    own_error = tl.load(loc_errors + place, mask=inside, other=0).to(tl.float64)
+    false_positives = tl.load(counts + place, mask=inside, other=1.0)
+    rank = at_or_above - own + 1 + false_positives
+    faultless = false_positives <= eps
+    error = (false_positives + loc_above - own * own_error) / rank
+    error = tl.where(faultless, 0.0, error)
+    weight = tl.where(faultless, 0.0, error / false_positives)
+    tl.store(rows + place, false_positives / rank, mask=inside)
+    tl.store(rows + positives + place, -error / positives, mask=inside)
+    tl.store(rows + 2 * positives + place, weight / positives, mask=inside)
+    tl.store(rows + 3 * positives + place, 1 / (rank * positives), mask=inside)
+
+
+@triton.jit(do_not_specialize=["positives", "delta_bits"])
+def finish_kernel(
+    scores: tl.tensor,
+    order: tl.tensor,
+    base: tl.tensor,
+    ends: tl.tensor,
+    rows: tl.tensor,
+    spread: tl.tensor,
+    loc_errors: tl.tensor,
+    value: tl.tensor,
+    slope: tl.tensor,
+    classification: tl.tensor,
+    localisation: tl.tensor,
+    positives: tl.tensor,
+    delta_bits: tl.tensor,
+    HARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Write the two terms, the weight of each localisation error, and K^T w; one program.
+
+    Args:
+        scores: [P] the positives, ascending.
+        order: [P] int64, which positive each of these is.
+        base: see `rankdet.ops.rank.triton_positives.prepare_kernel`; so are ends.
+        ends: see there.
+        rows: [5, P] float64, from `errors_kernel`; the last row is written, the weights.
+        spread: [P] float64, the sum over i of H(p_k - p_i) of the fourth row; not used where HARD.
+        loc_errors: [P] any floating dtype.
+        value: [2P + 1] float64, written, K^T w.
+        slope: [2P + 1] float64, written, K^T w.
+        classification: 0-d, written.
+        localisation: 0-d, written.
+        positives: P.
+        delta_bits: half-width of the ramp, the bits of a float64.
+        HARD: whether positives rank among themselves by sorting.
+        BLOCK: how many bins or positives at a time.
+    """
+    delta = delta_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    own = tl.where(delta > 0, 0.5, 1.0)
+    lane = tl.arange(0, BLOCK)
+    classified = tl.cast(0.0, tl.float64)
+    localised = tl.cast(0.0, tl.float64)
+    below = tl.cast(0.0, tl.float64)
+    for start in range(0, positives, BLOCK):
+        i = start + lane
+        inside = i < positives
+        place = tl.load(order + i, mask=inside, other=0)
+        per_rank = tl.load(rows + 3 * positives + place, mask=inside, other=0.0)
+        if HARD:
+            weight = below + tl.cumsum(per_rank, 0)
+            below += tl.sum(per_rank, 0)
+        else:
+            received = tl.load(spread + place, mask=inside, other=0.0)
+            weight = received + (1 - own) * per_rank
+        tl.store(rows + 4 * positives + place, weight, mask=inside)
+        error = tl.load(loc_errors + place, mask=inside, other=0).to(tl.float64)
+        localised += tl.sum(tl.where(inside, weight * error, 0.0), 0)
+        classified += tl.sum(tl.load(rows + place, mask=inside, other=0.0), 0)
+    kind = classification.dtype.element_ty
+    tl.store(classification, (classified / positives).to(kind))
+    tl.store(localisation, localised.to(kind))
+    write_pieces(
+        scores, order, base, ends, rows + 2 * positives, value, slope, positives, delta, BLOCK
+    )
+
+
+@triton.jit(do_not_specialize=["positives", "skipped", "few", "steps"])
+def own_gradients_kernel(
+    skip: tl.tensor,
+    pos_index: tl.tensor,
+    rows: tl.tensor,
+    grad: tl.tensor,
+    error_grad: tl.tensor,
+    upstream: tl.tensor,
+    error_upstream: tl.tensor,
+    positives: tl.tensor,
+    skipped: tl.tensor,
+    few: tl.tensor,
+    steps: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Write the gradients of what is no negative, and those of the localisation errors.
+
+    Args:
+        skip: [S] int64, ascending, what is no negative.
+        pos_index: [P] int64, ascending, the positives among them.
+        rows: [5, P] float64, see `finish_kernel`.
+        grad: [M], written at the places in skip: gradients of positives, else 0.
+        error_grad: [P], written.
+        upstream: 0-d, factor of the gradients of positives.
+        error_upstream: 0-d, factor of the gradients of localisation errors.
+        positives: P.
+        skipped: S.
+        few: how many programs do the first; those after them do the second.
+        steps: number of digits of P.
+        BLOCK: how many in each program.
+    """
+    job = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    if job < few:
+        k = job * BLOCK + lane
+        inside = k < skipped
+        place = tl.load(skip + k, mask=inside, other=0)
+        nothing = tl.zeros_like(place)
+        i = count_below(place, pos_index, nothing, nothing + steps, steps, positives)
+        found = inside & (i < positives)
+        found = found & (tl.load(pos_index + i, mask=found, other=-1) == place)
+        own = tl.load(rows + positives + i, mask=found, other=0.0)
+        own = own * tl.load(upstream).to(tl.float64)
+        kind: tl.constexpr = grad.dtype.element_ty
+        near: tl.constexpr = tl.float64 if kind == tl.float64 else tl.float32
+        tl.store(grad + place, tl.where(found, own, 0.0).to(near).to(kind), mask=inside)
+    else:
+        positive = (job - few) * BLOCK + lane
+        among = positive < positives
+        weight = tl.load(rows + 4 * positives + positive, mask=among, other=0.0)
+        weight = weight * tl.load(error_upstream).to(tl.float64)
+        error_kind: tl.constexpr = error_grad.dtype.element_ty
+        error_near: tl.constexpr = tl.float64 if error_kind == tl.float64 else tl.float32
+        tl.store(error_grad + positive, weight.to(error_near).to(error_kind), mask=among)
