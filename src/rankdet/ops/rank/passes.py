@@ -1,7 +1,7 @@
 """The two passes over the scores, and the one choice of how to make them.
 
 Plain torch runs everywhere and is what the kernels are checked against. The Triton kernels are
-taken where they are asked for; see `_TRITON_FROM`.
+taken on a GPU, and where they are asked for.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype, weigh_bins
 
 Backend = Literal["auto", "vectorised", "triton"]
 
-# From this many scores on the kernels are taken: never by themselves, until they have been checked
-# and timed on a GPU. They are expected to win from 1 << 17 scores.
+# From this many scores on the kernels are taken by themselves, on a CUDA device on which they work.
 _TRITON_FROM = 1 << 13
 
 
