@@ -20,6 +20,9 @@ class Compiled(CompiledKernel):  # type: ignore[misc]
     def __init__(self) -> None:
         self.launched: list[tuple[Any, ...]] = []
 
+    def __del__(self) -> None:
+        """There is nothing on a device to let go of."""
+
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return lambda *args: self.launched.append((grid, *args))
 
