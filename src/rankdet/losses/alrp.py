@@ -167,7 +167,7 @@ def _eager(
         of_positives = ("loc_errors", loc_errors.detach())
         ranked = error_sharing.rank(logits, targets, settings[0], of_positives, processes)
     if ranked.by_triton is not None:
-        from rankdet.losses.triton_alrp import ALRPByKernels
+        from rankdet.losses.alrp_by_kernels import ALRPByKernels
 
         terms = ALRPByKernels.apply(
             logits, loc_errors, ranked.skip, ranked.pos_index, ranked.by_triton, settings

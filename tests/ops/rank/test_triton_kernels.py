@@ -108,18 +108,18 @@ _KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "pos_index": "*i64", "pos": "*fp32", "total": "i64", "tiles": "i32", "FLOATING": False,
         "TILE": 8192, "PART": 1024,
     }),
-    "aLRP's errors": ("losses.triton_alrp", "errors_kernel", {
+    "aLRP's errors": ("ops.rank.triton_alrp", "errors_kernel", {
         "scores": "*fp32", "order": "*i64", "counts": "*fp64", "loc_errors": "*bf16",
         "rows": "*fp64", "positives": "i32", "delta_bits": "i64", "eps_bits": "i64", "BLOCK": 16,
         "OTHERS": 128,
     }),
-    "aLRP's end": ("losses.triton_alrp", "finish_kernel", {
+    "aLRP's end": ("ops.rank.triton_alrp", "finish_kernel", {
         "scores": "*fp32", "order": "*i64", "base": "*fp64", "ends": "*i32", "rows": "*fp64",
         "spread": "*fp64", "loc_errors": "*fp32", "value": "*fp64", "slope": "*fp64",
         "classification": "*fp32", "localisation": "*fp32", "positives": "i32",
         "delta_bits": "i64", "HARD": True, "BLOCK": 1024,
     }),
-    "aLRP's own gradients": ("losses.triton_alrp", "own_gradients_kernel", {
+    "aLRP's own gradients": ("ops.rank.triton_alrp", "own_gradients_kernel", {
         "skip": "*i64", "pos_index": "*i64", "rows": "*fp64", "grad": "*bf16",
         "error_grad": "*fp32", "upstream": "*fp32", "error_upstream": "*fp32",
         "positives": "i32", "skipped": "i32", "few": "i32", "steps": "i32", "BLOCK": 256,

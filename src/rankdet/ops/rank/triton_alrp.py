@@ -1,4 +1,4 @@
-"""aLRP Loss between the two passes, as Triton kernels: imported only when chosen.
+"""aLRP Loss between the two passes over the scores, as Triton kernels.
 
 On a GPU the loss is a matter of launches. What `rankdet.losses.alrp` says in thirty operations of
 torch for P positives is said here in three kernels, and its gradient in three more.
@@ -7,14 +7,13 @@ torch for P positives is said here in three kernels, and its gradient in three m
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rankdet.losses.error_sharing import refuse_second_derivative
 from rankdet.ops.rank.knots import Pieces
 from rankdet.ops.rank.triton import EVALUATE_TILE
 from rankdet.ops.rank.triton_evaluate import read_off
@@ -22,124 +21,136 @@ from rankdet.ops.rank.triton_grid import DeviceGrid, count_below
 from rankdet.ops.rank.triton_launch import cdiv, launch
 from rankdet.ops.rank.triton_ranked import RankedPositives
 from rankdet.ops.rank.triton_sums import smoothed_step, write_pieces
-from rankdet.ops.rank.vectorised import compute_dtype
 
 _PAIRS_BLOCK = 16
 _PAIRS_OTHERS = 128
 _BLOCK = 1024
 _SPREAD_BLOCK = 256
-# Rows of what is noted of each positive: FP / rank, gradient of its logit, weight, 1 / (P rank).
-_ROWS = 4
 
 
-class ALRPByKernels(torch.autograd.Function):
-    """The two terms of the loss from a ranking by kernels, with their gradients."""
+class ALRPNotes(NamedTuple):
+    """What the gradient needs to know.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        loc_errors: Tensor,
-        skip: Tensor,
-        pos_index: Tensor,
-        ranked: RankedPositives,
-        settings: tuple[float, float, bool],
-    ) -> tuple[Tensor, Tensor]:
-        """Return both terms, 0-d.
+    Attributes:
+        base: [2P + 1] float64, of the ranking.
+        rows: [5, P] float64: FP / rank, the gradient of a positive's logit, what it hands out to
+            the negatives, 1 / (P rank), and the weight of its localisation error.
+        value: [2P + 1] float64, K^T w as a function of the score.
+        slope: [2P + 1] float64.
+        entries: of the grid of the ranking.
+        geometry: of the grid.
+    """
 
-        Args:
-            ctx: of autograd.
-            logits: [M] any floating dtype.
-            loc_errors: [P] any floating dtype.
-            skip: [S] int64, ascending, the logits that are no negatives.
-            pos_index: [P] int64, ascending, the positives among them.
-            ranked: the ranking of these.
-            settings: delta, eps, and whether positives rank by sorting.
-        """
-        delta, eps, hard = settings
-        positives, device = pos_index.numel(), logits.device
-        loc_errors = loc_errors.contiguous()
-        wide = compute_dtype(logits)
-        rows = torch.empty(_ROWS + 1, positives, dtype=torch.float64, device=device)
-        function = torch.empty(2, 2 * positives + 1, dtype=torch.float64, device=device)
-        terms = [torch.empty((), dtype=wide, device=device) for _ in range(2)]
-        value, slope = function.unbind()
-        bits = [struct.unpack("q", struct.pack("d", number))[0] for number in (delta, eps)]
-        with torch.cuda.device_of(logits):
-            launch(
-                errors_kernel,
-                (cdiv(positives, _PAIRS_BLOCK),),
-                *(ranked.sorted, ranked.order, ranked.counts, loc_errors, rows, positives, *bits),
-                BLOCK=_PAIRS_BLOCK,
-                OTHERS=_PAIRS_OTHERS,
-                num_warps=4,
-            )
-            # By sorting, it is a running sum of the last row, made where it is needed.
-            spread = rows[3] if hard else ranked.pair_spread(rows[3])
-            launch(
-                finish_kernel,
-                (1,),
-                *(ranked.sorted, ranked.order, ranked.base, ranked.ends, rows, spread, loc_errors),
-                *(value, slope, *terms, positives, bits[0]),
-                HARD=hard,
-                BLOCK=_BLOCK,
-                num_warps=8,
-            )
-        ctx.save_for_backward(
-            *(logits, loc_errors, skip, pos_index, ranked.base, rows, value, slope),
-            *ranked.grid,
+    base: Tensor
+    rows: Tensor
+    value: Tensor
+    slope: Tensor
+    entries: Tensor
+    geometry: Tensor
+
+
+def terms(
+    ranked: RankedPositives,
+    loc_errors: Tensor,
+    delta: float,
+    eps: float,
+    hard: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, ALRPNotes]:
+    """Return classification and localisation of aLRP Loss, and what their gradient needs.
+
+    Args:
+        ranked: the ranking of P >= 1 positives.
+        loc_errors: [P] any floating dtype.
+        delta: half-width of the ramp, that of the ranking.
+        eps: a positive of no more false positives has no error.
+        hard: whether positives rank among themselves by sorting.
+        dtype: of both terms, float32 or float64.
+    """
+    loc_errors = loc_errors.contiguous()
+    positives, device = loc_errors.numel(), loc_errors.device
+    rows = torch.empty(5, positives, dtype=torch.float64, device=device)
+    function = torch.empty(2, 2 * positives + 1, dtype=torch.float64, device=device)
+    classification = torch.empty((), dtype=dtype, device=device)
+    localisation = torch.empty((), dtype=dtype, device=device)
+    value, slope = function.unbind()
+    bits = [struct.unpack("q", struct.pack("d", number))[0] for number in (delta, eps)]
+    with torch.cuda.device_of(rows):
+        launch(
+            errors_kernel,
+            (cdiv(positives, _PAIRS_BLOCK),),
+            *(ranked.sorted, ranked.order, ranked.counts, loc_errors, rows, positives, *bits),
+            BLOCK=_PAIRS_BLOCK,
+            OTHERS=_PAIRS_OTHERS,
+            num_warps=4,
         )
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(
-            *(term for term, wanted in zip(terms, ctx.needs_input_grad, strict=False) if not wanted)
+        # By sorting, it is a running sum of that row, made where it is needed.
+        spread = rows[3] if hard else ranked.pair_spread(rows[3])
+        launch(
+            finish_kernel,
+            (1,),
+            *(ranked.sorted, ranked.order, ranked.base, ranked.ends, rows, spread, loc_errors),
+            *(value, slope, classification, localisation, positives, bits[0]),
+            HARD=hard,
+            BLOCK=_BLOCK,
+            num_warps=8,
         )
-        return terms[0], terms[1]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        """Return the gradients of logits and loc_errors."""
-        grads = _gradients(ctx.saved_tensors, upstream, ctx.needs_input_grad)
-        if torch.is_grad_enabled():
-            logits, loc_errors, *_, rows = ctx.saved_tensors[:6]
-            if grads[0] is not None:
-                grads[0] = refuse_second_derivative(upstream[0], logits, grads[0])
-            if grads[1] is not None:  # an ordinary derivative, with derivatives of its own
-                grads[1] = (rows[_ROWS] * upstream[1]).to(loc_errors.dtype)
-        return (*grads, None, None, None, None)
+    notes = ALRPNotes(ranked.base, rows, value, slope, *ranked.grid)
+    return classification, localisation, notes
 
 
-def _gradients(
-    saved: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    logits, loc_errors, skip, pos_index, base, rows, value, slope, entries, geometry = saved
-    of_logits = upstream[0] if needed[0] else None
-    of_errors = upstream[1] if needed[1] else None
-    grad = None if of_logits is None else torch.empty_like(
-        logits, memory_format=torch.contiguous_format
-    )  # fmt: skip
-    error_grad = None if of_errors is None else torch.empty_like(loc_errors)
-    if grad is None and error_grad is None:
-        return [None, None]
+def gradients(
+    logits: Tensor,
+    loc_errors: Tensor,
+    skip: Tensor,
+    pos_index: Tensor,
+    notes: ALRPNotes,
+    upstream: Tensor | None,
+    error_upstream: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of logits and of localisation errors, each where it is wanted.
+
+    Args:
+        logits: [M] any floating dtype.
+        loc_errors: [P] any floating dtype.
+        skip: [S] int64, ascending, the logits that are no negatives.
+        pos_index: [P] int64, ascending, the positives among them.
+        notes: from `terms`.
+        upstream: 0-d, gradient of the classification; None where none is wanted of the logits.
+        error_upstream: the same of the localisation, for the errors.
+    """
+    grad = error_grad = None
+    if upstream is not None:
+        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if error_upstream is not None:
+        error_grad = torch.empty_like(loc_errors, memory_format=torch.contiguous_format)
+    few = 0 if grad is None else cdiv(skip.numel(), _SPREAD_BLOCK)
+    own = 0 if error_grad is None else cdiv(pos_index.numel(), _SPREAD_BLOCK)
+    if few + own == 0:
+        return None, None
     with torch.cuda.device_of(logits):
         if grad is not None:
             read_off(
-                *(base, Pieces(value, slope), logits.contiguous(), DeviceGrid(entries, geometry)),
+                notes.base,
+                Pieces(notes.value, notes.slope),
+                logits.contiguous(),
+                DeviceGrid(notes.entries, notes.geometry),
                 grad,
                 tile=EVALUATE_TILE,
-                scale=of_logits,
+                scale=upstream,
             )
-        few = 0 if grad is None else cdiv(skip.numel(), _SPREAD_BLOCK)
-        own = 0 if error_grad is None else cdiv(pos_index.numel(), _SPREAD_BLOCK)
+        nothing = notes.rows
+        written = (grad, error_grad, upstream, error_upstream)
         launch(
             own_gradients_kernel,
             (few + own,),
-            *(skip, pos_index, rows),
-            *(rows if each is None else each for each in (grad, error_grad, of_logits, of_errors)),
+            *(skip, pos_index, notes.rows),
+            *(nothing if each is None else each for each in written),
             *(pos_index.numel(), skip.numel(), few, pos_index.numel().bit_length()),
             BLOCK=_SPREAD_BLOCK,
             num_warps=4,
         )
-    return [grad, error_grad]
+    return grad, error_grad
 
 
 @triton.jit(do_not_specialize=["positives", "delta_bits", "eps_bits"])
