@@ -37,6 +37,7 @@ from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.pairs import Pairs
 from rankdet.ops.rank.passes import (
     ByTriton,
+    Found,
     evaluate,
     fill_bins,
     find_by_triton,
@@ -128,18 +129,13 @@ def rank(
             ``each`` than of positives; on all processes if one has such a fault.
     """
     try:
-        found = find_by_triton(targets, logits)
-        skip, pos_index = (
-            (found.skip, found.pos_index) if found is not None else _find_positives(targets)
-        )
+        skip, pos_index, pos = _find_positives(targets, logits)
         if each is not None:
             _check_per_positive(*each, pos_index)
     except ValueError:
         if processes is not None:
             announce_fault(processes, logits.device)
         raise
-    pos = found.pos if found is not None else logits.index_select(0, pos_index)
-    pos = pos.to(compute_dtype(pos))
     numbers = pos.new_zeros(0, dtype=torch.float64) if each is None else each[1]
     own, size = slice(0, pos.numel()), 1
     if processes is None:
@@ -185,8 +181,11 @@ def rank(
     )
 
 
-def _find_positives(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices of what is no negative, and of the positives among it."""
+def _find_positives(targets: Tensor, logits: Tensor) -> Found:
+    """Return what is no negative, and the positives among it."""
+    found = find_by_triton(targets, logits)
+    if found is not None:
+        return found
     skip = few_nonzero(targets)
     kinds = targets.index_select(0, skip)
     is_pos = kinds == 1
@@ -195,7 +194,8 @@ def _find_positives(targets: Tensor) -> tuple[Tensor, Tensor]:
         unknown = torch.zeros_like(targets, dtype=torch.bool)
         unknown.index_copy_(0, skip, (kinds != 1) & (kinds != -1))
         raise_unknown_kind("targets", targets, unknown)
-    return skip, pos_index
+    pos = logits.index_select(0, pos_index)
+    return Found(skip, pos_index, pos.to(compute_dtype(pos)))
 
 
 def _check_per_positive(name: str, values: Tensor, pos_index: Tensor) -> None:

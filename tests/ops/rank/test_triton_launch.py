@@ -14,7 +14,7 @@ from triton.compiler import CompiledKernel
 from rankdet.ops.rank.triton_launch import cdiv, launch
 
 
-class Compiled(CompiledKernel):  # type: ignore[misc]
+class Compiled(CompiledKernel):  # type: ignore[misc] # it has no types
     """Notes what it is launched with."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -77,23 +77,18 @@ def evaluate(
     return vectorised.evaluate(base, function, scores, skip, notes, dtype)
 
 
-class Found(Protocol):
-    """Who is no negative; see `rankdet.ops.rank.triton_find.Found`."""
+class Found(NamedTuple):
+    """Who is no negative.
 
-    @property
-    def skip(self) -> Tensor:
-        """[S] int64, ascending, all that are not."""
-        ...
+    Attributes:
+        skip: [S] int64, ascending, all that are not.
+        pos_index: [P] int64, ascending, the positives among them.
+        pos: [P] float32 or float64, their scores.
+    """
 
-    @property
-    def pos_index(self) -> Tensor:
-        """[P] int64, ascending, the positives among them."""
-        ...
-
-    @property
-    def pos(self) -> Tensor:
-        """[P] float32 or float64, their scores."""
-        ...
+    skip: Tensor
+    pos_index: Tensor
+    pos: Tensor
 
 
 def find_by_triton(targets: Tensor, scores: Tensor, *, backend: Backend = "auto") -> Found | None:

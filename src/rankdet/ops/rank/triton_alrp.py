@@ -6,7 +6,6 @@ torch for P positives is said here in three kernels, and its gradient in three m
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 import torch
@@ -18,12 +17,10 @@ from rankdet.ops.rank.knots import Pieces
 from rankdet.ops.rank.triton import EVALUATE_TILE
 from rankdet.ops.rank.triton_evaluate import read_off
 from rankdet.ops.rank.triton_grid import DeviceGrid, count_below
-from rankdet.ops.rank.triton_launch import cdiv, launch
-from rankdet.ops.rank.triton_ranked import RankedPositives
+from rankdet.ops.rank.triton_launch import cdiv, float64_bits, launch
+from rankdet.ops.rank.triton_ranked import PAIRS_BLOCK, PAIRS_OTHERS, RankedPositives
 from rankdet.ops.rank.triton_sums import smoothed_step, write_pieces
 
-_PAIRS_BLOCK = 16
-_PAIRS_OTHERS = 128
 _BLOCK = 1024
 _SPREAD_BLOCK = 256
 
@@ -74,14 +71,15 @@ def terms(
     classification = torch.empty((), dtype=dtype, device=device)
     localisation = torch.empty((), dtype=dtype, device=device)
     value, slope = function.unbind()
-    bits = [struct.unpack("q", struct.pack("d", number))[0] for number in (delta, eps)]
+    delta_bits, eps_bits = float64_bits(delta), float64_bits(eps)
     with torch.cuda.device_of(rows):
         launch(
             errors_kernel,
-            (cdiv(positives, _PAIRS_BLOCK),),
-            *(ranked.sorted, ranked.order, ranked.counts, loc_errors, rows, positives, *bits),
-            BLOCK=_PAIRS_BLOCK,
-            OTHERS=_PAIRS_OTHERS,
+            (cdiv(positives, PAIRS_BLOCK),),
+            *(ranked.sorted, ranked.order, ranked.counts, loc_errors, rows),
+            *(positives, delta_bits, eps_bits),
+            BLOCK=PAIRS_BLOCK,
+            OTHERS=PAIRS_OTHERS,
             num_warps=4,
         )
         # By sorting, it is a running sum of that row, made where it is needed.
@@ -90,7 +88,7 @@ def terms(
             finish_kernel,
             (1,),
             *(ranked.sorted, ranked.order, ranked.base, ranked.ends, rows, spread, loc_errors),
-            *(value, slope, classification, localisation, positives, bits[0]),
+            *(value, slope, classification, localisation, positives, delta_bits),
             HARD=hard,
             BLOCK=_BLOCK,
             num_warps=8,

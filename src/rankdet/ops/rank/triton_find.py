@@ -7,33 +7,18 @@ hold any. `torch.nonzero` reads the targets twice, and would be needed twice.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from rankdet.ops.rank.passes import Found
 from rankdet.ops.rank.triton_launch import cdiv, launch
 from rankdet.ops.rank.vectorised import compute_dtype
 
 TILE = 4096
 _PART = 1024
 _SCAN_BLOCK = 1024
-
-
-class Found(NamedTuple):
-    """Who is no negative.
-
-    Attributes:
-        skip: [S] int64, ascending, all that are not.
-        pos_index: [P] int64, ascending, the positives among them.
-        pos: [P] float32 or float64, their scores.
-    """
-
-    skip: Tensor
-    pos_index: Tensor
-    pos: Tensor
 
 
 def find(targets: Tensor, scores: Tensor, *, tile: int = TILE) -> Found | None:

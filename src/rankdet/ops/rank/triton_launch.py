@@ -8,6 +8,7 @@ compiled kernel is kept under what it depends on, and called as Triton's own tut
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +46,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Tensor | int, **constants:
         return
     compiled, in_order = known
     compiled[(*grid, 1, 1)[:3]](*args, *in_order)
+
+
+def float64_bits(number: float) -> int:
+    """Return the bits of a float64, for a kernel: a float argument would be a float32."""
+    bits: int = struct.unpack("q", struct.pack("d", number))[0]
+    return bits
 
 
 def cdiv(number: int, by: int) -> int:

@@ -6,15 +6,13 @@ and K^T w. Nothing here makes the host wait for the device.
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
 from rankdet.ops.rank import triton_bins, triton_fill, triton_positives, triton_sums
 from rankdet.ops.rank.knots import Pieces
 from rankdet.ops.rank.triton_grid import DIGITS, WIDEST, cells_log2_for, empty_grid, notes_of
-from rankdet.ops.rank.triton_launch import cdiv, launch
+from rankdet.ops.rank.triton_launch import cdiv, float64_bits, launch
 from rankdet.ops.rank.vectorised import Notes, compute_dtype
 
 # The matrix of all pairs of positives is summed up, not kept: 1e9 pairs take some milliseconds.
@@ -23,8 +21,8 @@ MOST_POSITIVES = 1 << 14
 _BLOCK = 256
 _ZERO_BLOCK = 4096
 _SCAN_BLOCK = 1024
-_PAIRS_BLOCK = 16
-_PAIRS_OTHERS = 128
+PAIRS_BLOCK = 16
+PAIRS_OTHERS = 128
 
 
 class RankedPositives:
@@ -74,7 +72,7 @@ class RankedPositives:
         programs: int | None,
         cells: int | None,
     ) -> None:
-        self._delta_bits = struct.unpack("q", struct.pack("d", delta))[0]
+        self._delta_bits = float64_bits(delta)
         self.sorted, self.order = pos.sort()
         positives, device, dtype = pos.numel(), pos.device, compute_dtype(scores)
         bins = 2 * positives + 1
@@ -199,7 +197,7 @@ class RankedPositives:
         with torch.cuda.device_of(values):
             launch(
                 triton_sums.pairs_kernel,
-                (cdiv(positives, _PAIRS_BLOCK), sets),
+                (cdiv(positives, PAIRS_BLOCK), sets),
                 self.sorted,
                 self.order,
                 values,
@@ -207,8 +205,8 @@ class RankedPositives:
                 positives,
                 self._delta_bits,
                 ADJOINT=adjoint,
-                BLOCK=_PAIRS_BLOCK,
-                OTHERS=_PAIRS_OTHERS,
+                BLOCK=PAIRS_BLOCK,
+                OTHERS=PAIRS_OTHERS,
                 num_warps=4,
             )
         return result
