@@ -1,4 +1,4 @@
-"""What one ranking over several processes costs: bytes sent, and time beside local rankings.
+"""What one ranking over several processes costs: bytes, memory, and time beside local rankings.
 
 Real processes over gloo on this machine, which share its cores: with more processes than cores the
 times are those of a machine that is too small, and only the bytes mean something.
@@ -39,8 +39,13 @@ class Found(NamedTuple):
 
     sent: int
     """Bytes it sent in a forward and backward pass."""
+    memory: float
+    """MB by which one ranking of all raises the memory of this process at its highest."""
     together: float
     """Milliseconds of one ranking of all, median."""
+    low: float
+    high: float
+    """The 20 % and 80 % quantiles."""
     alone: float
     """Milliseconds of a ranking of its own."""
 
@@ -111,6 +116,7 @@ def work(
             counting.sent = 0
             together[name]()
             sent = counting.sent
+            memory = measure.peak_memory(together[name], "cpu")
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(rounds):
                 for function, into in zip((together[name], alone[name]), times, strict=True):
@@ -118,7 +124,10 @@ def work(
                     start = time.perf_counter()
                     function()
                     into.append((time.perf_counter() - start) * 1e3)
-            found[-1][name] = Found(sent, *(statistics.median(each) for each in times))
+            quantiles = torch.tensor([0.5, 0.2, 0.8])
+            middle, low, high = torch.tensor(times[0]).quantile(quantiles).tolist()
+            alone_ms = statistics.median(times[1])
+            found[-1][name] = Found(sent, memory, middle, low, high, alone_ms)
     if rank == 0:
         torch.save([{name: tuple(each) for name, each in case.items()} for case in found], out)
     distributed.destroy_process_group()
@@ -134,17 +143,20 @@ def rows(size: int, which: Sequence[cases.Case], *, rounds: int) -> Iterator[Row
     source = {**measure.origin("cpu", 0), "threads": "1"}
     for case, losses in zip(which, found, strict=True):
         for name, values in losses.items():
-            sent, together, alone = Found(*values)
+            each = Found(*values)
             yield {
                 "loss": name,
                 "processes": size,
                 "P": case.positives,
                 "N of each": case.negatives,
                 "regime": case.regime,
-                "bytes_sent": sent,
-                "median_ms": round(together, 3),
-                "local_median_ms": round(alone, 3),
-                "ratio": round(together / alone, 3),
+                "bytes_sent": each.sent,
+                "extra_memory_mb": round(each.memory, 1),
+                "median_ms": round(each.together, 3),
+                "low_ms": round(each.low, 3),
+                "high_ms": round(each.high, 3),
+                "local_median_ms": round(each.alone, 3),
+                "ratio": round(each.together / each.alone, 3),
                 **source,
             }
 
@@ -174,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{row['bytes_sent']:>10} bytes {row['median_ms']:>9} ms  "
                 f"{row['ratio']:>7} x local", flush=True,
             )  # fmt: skip
-    print(f"rows are in {path}")
+    print(f"rows are in {path}; draw them: python -m benchmarks.growth")
     return 0
 
 

@@ -14,7 +14,8 @@ from benchmarks.cases import Case
 
 def row(loss: str, p: int, n: int, regime: str, ms: float, mb: float) -> dict[str, str]:
     values = {"loss": loss, "P": p, "N": n, "regime": regime, "median_ms": ms, "low_ms": ms / 2,
-              "high_ms": ms * 2, "extra_memory_mb": mb, "machine": "M", "threads": 2}  # fmt: skip
+              "high_ms": ms * 2, "extra_memory_mb": mb, "machine": "M", "threads": 2,
+              "processes": 1, "N of each": n, "bytes_sent": 0}  # fmt: skip
     return {key: str(value) for key, value in values.items()}
 
 
@@ -30,10 +31,23 @@ def test_slopes_leave_out_small_sizes_and_older_rows(tmp_path: Path) -> None:
              for n in growth.NEGATIVES]  # fmt: skip
     path = tmp_path / "growth-n-cpu.csv"
     results.append(path, rows)
-    found = growth.latest(results.read(path))
+    against_n = growth.GROWTHS[0]
+    found = growth.latest(results.read(path), against_n)
     assert len(found) == len(growth.NEGATIVES)
-    assert growth.slopes(found, "N", "median_ms") == {("aLRP", "init"): pytest.approx(1)}
-    assert growth.slopes(found, "N", "extra_memory_mb") == {("aLRP", "init"): pytest.approx(0)}
+    assert growth.slopes(found, against_n, "median_ms") == {("aLRP", "init"): pytest.approx(1)}
+    memory = growth.slopes(found, against_n, "extra_memory_mb")
+    assert memory == {("aLRP", "init"): pytest.approx(0)}
+
+
+def test_the_slope_against_processes_is_of_one_case_and_as_many_as_there_are_cores() -> None:
+    against = growth.GROWTHS[2]
+    base = row("aLRP", 1000, 10**6, "init", 2.0, 1.0)
+    rows = [{**base, "processes": str(n), "median_ms": str(ms)}
+            for n, ms in ((1, 2.0), (2, 8.0), (4, 999.0))]  # fmt: skip
+    rows += [{**base, "P": "100", "median_ms": "5"}, {**base, "N of each": "7"}]
+    found = growth.latest(rows, against)
+    assert [each["processes"] for each in found] == ["1", "2", "4"]
+    assert growth.slopes(found, against, "median_ms") == {("aLRP", "init"): pytest.approx(2)}
 
 
 def test_plots_are_drawn_again_from_rows(
@@ -45,9 +59,16 @@ def test_plots_are_drawn_again_from_rows(
         rows = [row("aLRP", *((1000, v) if against == "n" else (v, 10**6)), "init", v, 0.0)
                 for v in values]  # fmt: skip
         results.append(tmp_path / f"growth-{against}-cpu.csv", rows)
+    assert growth.main(["--rows", str(tmp_path)]) == 1
+    assert "python -m benchmarks.processes" in capsys.readouterr().err
+    base = row("aLRP", 1000, 10**6, "trained", 1.0, 0.0)
+    rows = [{**base, "processes": str(n), "median_ms": str(n)} for n in (1, 2, 4)]
+    results.append(tmp_path / "processes-cpu.csv", rows)
     assert growth.main(["--rows", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("1.00") == 2
-    assert len(list(tmp_path.glob("growth-?-cpu.png"))) == 2
+    out = capsys.readouterr().out
+    assert out.count("1.00") == 3
+    assert "against processes, from 1 to 2" in out
+    assert len(list(tmp_path.glob("growth-*-cpu.png"))) == 3
 
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
@@ -57,7 +78,8 @@ def test_bytes_are_as_documented_and_independent_of_the_negatives(tmp_path: Path
     which = [Case(11, n, "init") for n in (100, 5000)]
     for found in processes.rows(2, which, rounds=1):
         sent.setdefault(str(found["loss"]), []).append(found["bytes_sent"])
-        assert float(found["median_ms"]) > 0
+        assert 0 < float(found["low_ms"]) <= float(found["median_ms"]) <= float(found["high_ms"])
+        assert not float(found["extra_memory_mb"]) < 0
     # 11 positives: 6 of one process and 5 of the other, and all send as many as 6.
     scores, counted = 8 + 8 * 6, 32 * 11 + 24
     assert sent == {

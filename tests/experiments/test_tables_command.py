@@ -115,6 +115,12 @@ def test_a_table_is_trained_once_and_printed_again(
     assert typed(*arguments, "--dry-run", monkeypatch=monkeypatch) == 0
     assert "0 of 2 runs are left" in capsys.readouterr().out
 
+    # The same models on other images.
+    assert typed(*arguments, "--split", "train", monkeypatch=monkeypatch) == 0
+    assert "2 runs to evaluate on split train: 16 images" in capsys.readouterr().out
+    assert "| aLRP | 1 |" in (folder / "table-train.md").read_text()
+    assert (folder / "atss_own-seed0" / "evaluation-train" / "report.html").is_file()
+
 
 def test_the_held_out_images_do_not_depend_on_the_seed(digits: Path, tmp_path: Path) -> None:
     """Without a validation split all runs of a table have to make the same one."""
@@ -278,7 +284,7 @@ def test_counts_are_counts(
     with pytest.raises(SystemExit) as left:
         typed("a1", "--data", "x", "--scale", "tiny", "--seeds", count, monkeypatch=monkeypatch)
     assert left.value.code == 2
-    assert "must be 1, 2, 3" in capsys.readouterr().err
+    assert "must be a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_images_that_are_missing_stop_it_before_anything_runs(

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankdet.cli.common import count_from, plain
+
 if TYPE_CHECKING:
     from rankdet.cli.common import Voice
+    from rankdet.data.discover import DataFolder
     from rankdet.data.imageset import ImageSet
     from rankdet.experiments.collect import Result
-    from rankdet.experiments.costs import StepTime
     from rankdet.experiments.folders import Images, Place
+    from rankdet.experiments.other_split import OtherSplit
     from rankdet.experiments.run import Outcome
     from rankdet.experiments.table import Table
 
@@ -27,6 +30,7 @@ examples:
   rankdet tables main --data coco/ --scale paper --jobs 8    published settings, on GPUs
   rankdet tables losses --data photos/ --scale tiny --set data.augment.kind=light
   rankdet tables losses --data photos/ --scale small --rows atss_focal,atss_focal_giou
+  rankdet tables losses --data photos/ --scale small --split test    on images never looked at
 
 a1    FoveaBox: Focal + Smooth L1, AP + Smooth L1, aLRP at 50, 75 and 100 % of one schedule
 a2    ATSS: its own loss, aLRP
@@ -50,12 +54,9 @@ A run is a folder of `rankdet train` in OUT/TABLE-SCALE; one that is finished is
 NAMES = ("a1", "a2", "a3", "a4", "main", "losses", "search", "balance", "detectors")
 """Of the tables, as in `rankdet.experiments.tables.TABLES`, which a help text need not import."""
 
-# What a dry run does not say of every row.
-_UNTOLD = ("name=", "description=", "training.seed=")
-
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What was asked for, read and found."""
 
     given: argparse.Namespace
@@ -64,6 +65,8 @@ class _Work:
     folder: Path
     images: Images
     places: tuple[Place, ...]
+    split: OtherSplit | None
+    """That finished runs are judged on; None: on the images they were validated on."""
     voice: Voice
 
 
@@ -88,7 +91,11 @@ def add_to(verbs: Any) -> None:
         "recipes as they are; paper: published recipes, 100 epochs with ResNet-50",
     )
     parser.add_argument(
-        "--seeds", type=_count, default=3, metavar="N", help="runs of each row: seeds 0 to N-1 (3)"
+        "--seeds",
+        type=count_from(1),
+        default=3,
+        metavar="N",
+        help="runs of each row: seeds 0 to N-1 (3)",
     )
     parser.add_argument(
         "--rows",
@@ -100,10 +107,16 @@ def add_to(verbs: Any) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=_count,
+        type=count_from(1),
         metavar="N",
         help="runs at once: each on a GPU in turn, or with its share of the CPU cores; default: "
         "one for each GPU, or 1",
+    )
+    parser.add_argument(
+        "--split",
+        default="val",
+        help="judge the finished runs on another split of the data, such as test, which nothing "
+        "was chosen on; into table-SPLIT.md (val)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument(
@@ -124,24 +137,19 @@ def add_to(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1, 2, 3, ..., got {text!r}")
-    return int(text)
-
-
 def run(given: argparse.Namespace) -> int:
     """Print what would be done, or do it."""
+    from rankdet.cli.tables_plan import show_plan
     from rankdet.experiments.run import locked
 
     training, validation, work = _prepare(given)
     if given.dry_run:
-        return _dry_run(work, training, validation)
+        return show_plan(work, training, validation)
     with locked(work.folder) as lock:
         return _execute_and_print(work, lock)
 
 
-def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, _Work]:
+def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, Work]:
     """Read the data, and find the runs that there are.
 
     Raises:
@@ -171,23 +179,43 @@ def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, _Work]:
     wanted = runs(table, given.scale, seeds=given.seeds, changes=given.set)
     recipes = [each.wanted for each in wanted]  # a wrong change is found before the data are read
     voice = Voice()
-    training, validation = splits(discover(Path(given.data)), recipes[0], voice)
+    found = discover(Path(given.data))
+    split = _other_split(found, given) if given.split != "val" else None
+    training, validation = splits(found, recipes[0], voice)
     images = Images(
         source=Path(given.data).resolve(),
         training=len(training),
         validation=len(validation),
-        objects=sum(int((~record.crowd).sum()) for record in validation.records),
+        objects=_objects(validation),
         classes=len(validation.classes),
     )
-    voice.say(f"[bold]{_plain(given.data)}[/bold]: {images.training} images to train on, "
+    voice.say(f"[bold]{plain(given.data)}[/bold]: {images.training} images to train on, "
               f"{images.validation} to validate on (look at them: rankdet data check)")  # fmt: skip
     out = Path(given.out) if given.out else Path("runs") / f"tables-{images.source.name}"
     places = tuple(locate(out, table, given.scale, each, images) for each in wanted)
     folder = table_folder(out, table, given.scale)
-    return training, validation, _Work(given, table, out, folder, images, places, voice)
+    return training, validation, Work(given, table, out, folder, images, places, split, voice)
 
 
-def _execute_and_print(work: _Work, lock: int) -> int:
+def _other_split(found: DataFolder, given: argparse.Namespace) -> OtherSplit:
+    """Return the split to judge on.
+
+    Raises:
+        RunError: the data have no such split.
+    """
+    from rankdet.cli.common import pick_split
+    from rankdet.experiments.other_split import OtherSplit
+
+    images = pick_split(found, given.split, given.data)
+    return OtherSplit(given.split, len(images), _objects(images))
+
+
+def _objects(images: ImageSet) -> int:
+    """Return the number of objects without crowd."""
+    return sum(int((~record.crowd).sum()) for record in images.records)
+
+
+def _execute_and_print(work: Work, lock: int) -> int:
     """Execute what is not finished, then print and write the table.
 
     Args:
@@ -195,6 +223,7 @@ def _execute_and_print(work: _Work, lock: int) -> int:
         lock: descriptor that the runs inherit.
     """
     from rankdet.cli.common import command_line
+    from rankdet.cli.tables_split import judge, print_judged
     from rankdet.engine.files import RunError
     from rankdet.experiments.folders import State
 
@@ -206,16 +235,22 @@ def _execute_and_print(work: _Work, lock: int) -> int:
         )
     outcome = _execute(work, lock)
     results, missing = _collect(work, outcome)
+    stopped = outcome.signal
     typed = command_line()
-    _print(work, results, missing, typed)
-    if outcome.signal is not None:
+    if work.split is None:
+        _print(work, results, missing, typed)
+    elif stopped is None:
+        judged, unjudged, stopped = judge(work, work.split, results, lock)
+        print_judged(work, work.split, results, judged, [*missing, *unjudged], typed)
+        missing += unjudged
+    if stopped is not None:
         again = typed if work.given.resume else f"{typed} --resume"
-        work.voice.say(f"interrupted; the states of the runs are saved. Go on: {_plain(again)}")
-        return 128 + outcome.signal
+        work.voice.say(f"interrupted; the states of the runs are saved. Go on: {plain(again)}")
+        return 128 + stopped
     return 1 if missing else 0
 
 
-def _execute(work: _Work, lock: int) -> Outcome:
+def _execute(work: Work, lock: int) -> Outcome:
     """Execute what is not finished."""
     import os
 
@@ -235,7 +270,7 @@ def _execute(work: _Work, lock: int) -> Outcome:
     jobs = min(work.given.jobs or max(gpus, 1), len(left))
     steps = {place.run.name: steps_of(place.run, work.images) for place in left}
     environments = slots(jobs, gpus=gpus, environment=os.environ)
-    work.voice.say(f"{len(left)} runs to execute, {jobs} at a time, in {_plain(work.folder)}")
+    work.voice.say(f"{len(left)} runs to execute, {jobs} at a time, in {plain(work.folder)}")
     voice = work.voice
     with Progressing(voice.console, voice.say, steps=steps, total=len(left)) as watcher:
         return execute(
@@ -247,7 +282,7 @@ def _execute(work: _Work, lock: int) -> Outcome:
         )
 
 
-def _collect(work: _Work, outcome: Outcome) -> tuple[list[Result], list[str]]:
+def _collect(work: Work, outcome: Outcome) -> tuple[list[Result], list[str]]:
     """Return what is measured, and what to say of the runs that are not finished."""
     from rankdet.engine.files import RunError
     from rankdet.eval.files import EvaluationFileError
@@ -272,7 +307,7 @@ def _collect(work: _Work, outcome: Outcome) -> tuple[list[Result], list[str]]:
     return results, missing
 
 
-def _print(work: _Work, results: Sequence[Result], missing: Sequence[str], typed: str) -> None:
+def _print(work: Work, results: Sequence[Result], missing: Sequence[str], typed: str) -> None:
     """Write the table, and print it."""
     from rankdet.experiments.output import fill, write_table
     from rankdet.experiments.render import OnTerminal
@@ -289,78 +324,4 @@ def _print(work: _Work, results: Sequence[Result], missing: Sequence[str], typed
     filled = write_table(work.folder, filled, results, work.images)
     work.voice.show(OnTerminal(filled))
     for name in ("table.md", "table.csv", *filled.plots):
-        work.voice.say(f"written   {_plain(work.folder / name)}")
-
-
-def _dry_run(work: _Work, training: ImageSet, validation: ImageSet) -> int:
-    """Say what would run, how long it would take, and what it costs at the scale of the paper."""
-    import torch
-
-    from rankdet.experiments.costs import at_paper_scale, measured_times, plan, time_left
-    from rankdet.experiments.table import runs
-
-    given, voice = work.given, work.voice
-    wanted = [place.run for place in work.places]
-    times = measured_times(work.out, given.scale, wanted)
-    jobs = min(given.jobs or max(torch.cuda.device_count(), 1), len(wanted))
-    if given.measure:
-        times |= _measure(work, jobs, training, validation, times)
-    planned = plan(work.places, work.images, times)
-    voice.show(_plan_table(work, planned))
-    for each in {place.run.row: place.run for place in work.places}.values():
-        changes = [change for change in each.changes if not change.startswith(_UNTOLD)]
-        voice.say(_plain(f"{each.row}: {each.recipe} {' '.join(changes)}".rstrip()))
-    voice.say(f"{sum(each.left > 0 for each in planned)} of {len(planned)} runs are left: "
-              f"{time_left(planned, jobs)}")  # fmt: skip
-    if given.scale == "paper" and not given.set:
-        published = times
-    else:
-        published = measured_times(work.out, "paper", runs(work.table, "paper", seeds=1))
-    for line in at_paper_scale(work.table, seeds=given.seeds, times=published):
-        voice.say(_plain(line))
-    return 0
-
-
-def _measure(
-    work: _Work, jobs: int, training: ImageSet, validation: ImageSet, known: dict[str, StepTime]
-) -> dict[str, StepTime]:
-    """Time a few steps of each row of which no time is known."""
-    from rankdet.experiments.measuring import STEPS, measure_step
-    from rankdet.experiments.run import cores
-
-    found: dict[str, StepTime] = {}
-    for place in work.places:
-        row = place.run.row
-        if row in known or row in found:
-            continue
-        work.voice.say(f"timing {STEPS} steps of {row}")
-        threads = max(len(cores()) // jobs, 1)
-        found[row] = measure_step(place.run, training, validation, threads=threads)
-    return found
-
-
-def _plan_table(work: _Work, planned: Sequence[Any]) -> Any:
-    from rich.table import Table as RichTable
-
-    from rankdet.experiments.watching import clock
-
-    title = f"{work.table.title}, scale {work.given.scale}, in {_plain(work.folder)}"
-    shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    shown.add_column("run", overflow="fold")
-    for head in ("state", "steps", "epochs", "left", "s/step", "time left"):
-        shown.add_column(head, no_wrap=True, justify="left" if head == "state" else "right")
-    for each in planned:
-        place = each.place
-        state = "in another table" if place.borrowed else place.state.value
-        step = "" if each.step is None else f"{each.step.seconds:.3f}"
-        left = "unknown" if each.seconds is None else clock(each.seconds)
-        shown.add_row(place.run.name, state, f"{each.steps}", f"{each.epochs:.1f}",
-                      f"{each.left}", step, left)  # fmt: skip
-    return shown
-
-
-def _plain(text: object) -> str:
-    """Return a text such that rich takes nothing in it for markup."""
-    from rich.markup import escape
-
-    return escape(str(text))
+        work.voice.say(f"written   {plain(work.folder / name)}")

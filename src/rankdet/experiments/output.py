@@ -26,6 +26,7 @@ def fill(
     places: Sequence[Place],
     images: Images,
     command: str,
+    notes: Sequence[str] = (),
 ) -> Filled:
     """Return a table with all that is known of it.
 
@@ -37,6 +38,7 @@ def fill(
         places: of all runs.
         images: that they were trained and validated on.
         command: that was typed.
+        notes: more that is to be known.
     """
     published = PUBLISHED.get(table.name)
     found = grid(table, results)
@@ -48,13 +50,13 @@ def fill(
         compared=compare(table, found, published),
         bins=images_of_bins(results),
         missing=tuple(missing),
-        notes=(*caveats(table, results), *_notes(places)),
+        notes=(*caveats(table, results), *_notes(places), *notes),
         facts=_facts(results, images, command),
     )
 
 
 def write_table(folder: Path, filled: Filled, results: Sequence[Result], images: Images) -> Filled:
-    """Write `table.md`, `table.csv` and the plots; return the table with their names.
+    """Write `table.md`, `table.csv` and the plots; return the table with the names of the plots.
 
     Raises:
         RunError: a file cannot be written.
@@ -65,9 +67,18 @@ def write_table(folder: Path, filled: Filled, results: Sequence[Result], images:
     except ImportError:
         note = "There are no plots: matplotlib is not installed."
         filled = replace(filled, notes=(*filled.notes, note))
-    write_text(folder / "table.md", markdown(filled))
-    write_text(folder / "table.csv", as_csv(filled))
+    write_pages(folder, filled, "table")
     return filled
+
+
+def write_pages(folder: Path, filled: Filled, name: str) -> None:
+    """Write `NAME.md` and `NAME.csv`.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    write_text(folder / f"{name}.md", markdown(filled))
+    write_text(folder / f"{name}.csv", as_csv(filled))
 
 
 def _notes(places: Sequence[Place]) -> list[str]:

@@ -104,17 +104,69 @@ class Progressing:
     def ended(self, how: Ended) -> None:
         """Say how a process ended."""
         name = how.place.run.name
-        took = clock(time.monotonic() - self._begun.pop(name, time.monotonic()))
+        seconds = time.monotonic() - self._begun.pop(name, time.monotonic())
         if self._progress is not None and name in self._tasks:
             self._progress.remove_task(self._tasks.pop(name))
         self.done += 1
-        count = f"({self.done} of {self.total})"
-        if not how.failed:
-            self.say(f"{name} is finished after {took} {count}")
-        else:
-            said = escape(how.said)
-            self.say(f"[yellow]{name} ended with code {how.code} after {took} {count}:[/yellow] "
-                     f"{said}; log: {escape(str(how.place.log))}")  # fmt: skip
+        self.say(_how_it_ended(how, seconds, f"({self.done} of {self.total})"))
+
+
+class Counting:
+    """Says of each evaluation of a run how it ended, and how many there are.
+
+    Args:
+        console: shows a bar, where it is a terminal.
+        say: prints a line that stays, with rich's markup.
+        total: number of evaluations.
+    """
+
+    def __init__(self, console: Console, say: Callable[[str], None], *, total: int) -> None:
+        self.say = say
+        self.total = total
+        self.done = 0
+        self._begun: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+            console=console, refresh_per_second=2, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("evaluated", total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, place: Place) -> None:
+        """Take note that an evaluation began."""
+        self._begun[place.run.name] = time.monotonic()
+
+    def look(self, running: Sequence[Place]) -> None:
+        """Do nothing: an evaluation does not tell how far it is."""
+
+    def ended(self, how: Ended) -> None:
+        """Say how a process ended."""
+        seconds = time.monotonic() - self._begun.pop(how.place.run.name, time.monotonic())
+        self.done += 1
+        self._progress.update(self._task, completed=self.done)
+        self.say(_how_it_ended(how, seconds, f"({self.done} of {self.total})"))
+
+
+def _how_it_ended(how: Ended, seconds: float, count: str) -> str:
+    name, took = how.place.run.name, clock(seconds)
+    if not how.failed:
+        return f"{name} is finished after {took} {count}"
+    said, log = escape(how.said), escape(str(how.place.log))
+    return (
+        f"[yellow]{name} ended with code {how.code} after {took} {count}:[/yellow] {said}; "
+        f"log: {log}"
+    )
 
 
 def how_far(metrics: Path) -> tuple[int, float | None]:
