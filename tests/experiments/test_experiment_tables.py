@@ -42,6 +42,8 @@ def test_the_runs_of_a_table_differ_in_the_loss_alone(name: str, scale: Scale) -
     differing = {key for key in keys if len({str(each.get(key, missing)) for each in flat}) > 1}
     # The branch for centreness belongs to the loss of ATSS.
     allowed = {"name", "description"} | ({"model.centreness"} if name == "a2" else set())
+    # When a self-balance is renewed belongs to it.
+    allowed |= {"schedule.balance_period"} if name == "balance" else set()
     assert {key for key in differing - allowed if not key.startswith("criterion.")} == set()
     assert any(key.startswith("criterion.") for key in differing)
 
@@ -170,6 +172,7 @@ def test_studies_compare_what_their_labels_say(scale: Scale) -> None:
     assert found == {
         "mean-gradient": ["mean", "gradient", None, None],
         "ranked-self": ["ranked", "self", 50, None],
+        "ranked-self-epoch": ["ranked", "self", 50, None],
         "ranked-measured": ["ranked", "self", "measured", None],
         "ranked-gradient": ["ranked", "gradient", None, None],
         "mean-self": ["mean", "self", 50, None],
@@ -179,6 +182,8 @@ def test_studies_compare_what_their_labels_say(scale: Scale) -> None:
     found = {row[len("atss_focal") :]: picked(row, *focal) for row in flat if "focal" in row}
     assert found == {
         "": [0.25, 2, "smooth_l1", 1],
+        "-w05": [0.25, 2, "smooth_l1", 0.5],
+        "-w025": [0.25, 2, "smooth_l1", 0.25],
         "_giou": [0.25, 2, "giou", 2],
         "_giou-w1": [0.25, 2, "giou", 1],
         "_giou-w4": [0.25, 2, "giou", 4],
@@ -187,6 +192,10 @@ def test_studies_compare_what_their_labels_say(scale: Scale) -> None:
         "_giou-gamma1-w1": [0.25, 1, "giou", 1],
     }
     assert not any(each["model.centreness"] for each in flat.values())
+    renewed = {row: each["schedule.balance_period"] for row, each in flat.items()}
+    assert renewed["atss_alrp-ranked-self-epoch"] == "epoch"
+    assert renewed["atss_alrp-ranked-self"] == ("epoch" if scale == "paper" else 50)
+    assert flat["atss_rank_sort"]["criterion.kind"] == "rank_sort"
 
 
 # Typed a second time from the papers, row by row; "-" was not published.

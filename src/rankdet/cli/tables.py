@@ -41,8 +41,8 @@ main  RetinaNet, FreeAnchor, DR, ATSS, FoveaBox, Faster R-CNN
 Studies that the paper has not, all with ATSS:
 
 losses   aLRP, aLRP as published, Focal + Smooth L1, Focal + 2 GIoU, as they are shipped
-search   aLRP without tuning against Focal + GIoU with six settings
-balance  aLRP with its localisation by rank or as a mean, and four balances
+search   aLRP without tuning against focal loss with nine settings of its own and of the box loss
+balance  aLRP with its localisation by rank or as a mean, and four balances; Rank & Sort
 
 And with all detectors:
 

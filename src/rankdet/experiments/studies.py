@@ -11,7 +11,9 @@ _PUBLISHED = "atss_alrp_published-small"
 _NO_CENTRENESS = ("model.centreness=false",)
 
 
-def _alrp(name: str, label: str, localisation: str, *balance: str) -> Row:
+def _alrp(
+    name: str, label: str, localisation: str, *balance: str, more: tuple[str, ...] = ()
+) -> Row:
     return Row(
         f"atss_alrp-{name}",
         f"ATSS, aLRP, {label}",
@@ -20,6 +22,7 @@ def _alrp(name: str, label: str, localisation: str, *balance: str) -> Row:
         changes=(
             f"criterion.localisation={localisation}",
             *(f"criterion.balance.{change}" for change in balance),
+            *more,
         ),
         evaluations=4,
     )
@@ -37,8 +40,25 @@ def _focal_giou(name: str, label: str, *changes: str) -> Row:
     )
 
 
+def _focal_smooth_l1(name: str, label: str, *changes: str) -> Row:
+    return Row(
+        f"atss_focal{name}",
+        f"ATSS, {label}",
+        "atss_focal-small",
+        "atss_r50_focal",
+        changes=tuple(f"criterion.{change}" for change in changes),
+        paper_changes=(
+            *_NO_CENTRENESS,
+            "criterion.box.kind=smooth_l1",
+            *(() if changes else ("criterion.box_weight=1.0",)),
+        ),
+        evaluations=4,
+    )
+
+
 _OURS = _alrp("mean-gradient", "mean localisation, balance by gradients", "mean", "kind=gradient")
 _AS_PUBLISHED = _alrp("ranked-self", "as published", "ranked", "kind=self", "initial=50")
+_FOCAL = _focal_smooth_l1("", "Focal + Smooth L1")
 _FOCAL_GIOU = _focal_giou("", "Focal + 2 GIoU")
 _QUARTERS = tuple(
     Measure(f"AP at {100 * share:g} %", "AP", share=share, compared=False)
@@ -51,18 +71,7 @@ _LOSSES = Table(
     rows=(
         _OURS,
         _AS_PUBLISHED,
-        Row(
-            "atss_focal",
-            "ATSS, Focal + Smooth L1",
-            "atss_focal-small",
-            "atss_r50_focal",
-            paper_changes=(
-                *_NO_CENTRENESS,
-                "criterion.box.kind=smooth_l1",
-                "criterion.box_weight=1.0",
-            ),
-            evaluations=4,
-        ),
+        _FOCAL,
         _FOCAL_GIOU,
     ),
     measures=(*_QUARTERS, AP, OLRP, *PARTS),
@@ -83,11 +92,14 @@ _SEARCHED = (
     _focal_giou("-gamma1", "Focal + 2 GIoU, gamma 1", "classification.gamma=1.0"),
     _focal_giou("-gamma1-w1", "Focal + GIoU, gamma 1, weight 1", "classification.gamma=1.0",
                 "box_weight=1.0"),
+    _FOCAL,
+    _focal_smooth_l1("-w05", "Focal + Smooth L1, weight 0.5", "box_weight=0.5"),
+    _focal_smooth_l1("-w025", "Focal + Smooth L1, weight 0.25", "box_weight=0.25"),
 )  # fmt: skip
 
 _SEARCH = Table(
     name="search",
-    title="What a small search finds for Focal + GIoU, against no search, ATSS",
+    title="What a small search finds for focal loss, against no search, ATSS",
     rows=(_OURS, *_SEARCHED),
     measures=(*_QUARTERS, AP, OLRP, *PARTS),
     comparisons=tuple((_OURS.name, row.name) for row in _SEARCHED),
@@ -98,15 +110,22 @@ _BALANCE = Table(
     title="aLRP: localisation by rank or as a mean, and what it is balanced by, ATSS",
     rows=(
         _AS_PUBLISHED,
+        # Small recipes renew the weight every so many steps: an epoch is most of such a run.
+        _alrp("ranked-self-epoch", "as published, renewed each epoch", "ranked", "kind=self",
+              "initial=50", more=("schedule.balance_period=epoch",)),
         _alrp("ranked-measured", "ranked, self-balance from a measured start", "ranked",
               "kind=self", "initial=measured"),
         _alrp("ranked-gradient", "ranked, balance by gradients", "ranked", "kind=gradient"),
         _alrp("mean-self", "mean, self-balance", "mean", "kind=self", "initial=50"),
         _alrp("mean-w5", "mean, w_r = 5", "mean", "kind=scalar", "w_r=5"),
         _OURS,
+        # Positives in the order of their IoU, box losses weighed by score.
+        Row("atss_rank_sort", "ATSS, Rank & Sort", "atss_rank_sort-small", "atss_r50_alrp",
+            paper_changes=("criterion.kind=rank_sort",), evaluations=4),
     ),
     measures=(*_QUARTERS, AP, OLRP, *PARTS),
     comparisons=(
+        ("atss_alrp-ranked-self-epoch", _AS_PUBLISHED.name),
         ("atss_alrp-ranked-measured", _AS_PUBLISHED.name),
         ("atss_alrp-ranked-gradient", _AS_PUBLISHED.name),
         ("atss_alrp-mean-self", _AS_PUBLISHED.name),
@@ -114,6 +133,7 @@ _BALANCE = Table(
         (_OURS.name, "atss_alrp-mean-self"),
         (_OURS.name, "atss_alrp-mean-w5"),
         (_OURS.name, "atss_alrp-ranked-gradient"),
+        (_OURS.name, "atss_rank_sort"),
     ),
 )  # fmt: skip
 
