@@ -19,6 +19,8 @@ from rankdet.experiments.collect import (
     read_result,
 )
 from rankdet.experiments.folders import Place, State
+from rankdet.experiments.output import fill
+from rankdet.experiments.render import markdown
 from rankdet.experiments.table import Run, Table, runs
 from rankdet.experiments.tables import TABLES
 
@@ -44,6 +46,24 @@ def test_numbers_on_the_way_and_at_the_end(tmp_path: Path) -> None:
     assert result.metrics.seconds == pytest.approx(500)
     assert result.metrics.step_seconds == pytest.approx(0.5)
     assert result.score_is_of_the_end
+
+
+def test_correlation_is_that_of_the_score(tmp_path: Path) -> None:
+    losses = TABLES["losses"]
+    run = runs(losses, "tiny", seeds=1)[0]
+    folder = write_run(tmp_path / "r", run)
+    # Two detections with one and the same score have none.
+    assert column(losses, result_of(folder, run), "r") is None
+    score = json.loads((folder / "score.json").read_text())
+    score["correlation"]["pearson"] = 0.571
+    (folder / "score.json").write_text(json.dumps(score))
+    result = result_of(folder, run)
+    assert column(losses, result, "r") == pytest.approx(57.1)
+    page = markdown(
+        fill(losses, "tiny", [result], missing=(), places=(), images=IMAGES, command="")
+    )
+    assert "| FN | r |" in page
+    assert "correlation of score and IoU" in page
 
 
 def test_no_evaluation_near_is_no_number(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_numbers_are_of_the_split_and_of_one_model(tmp_path: Path) -> None:
     assert judged is not None
     assert judged.score_is_of_the_end
     table = of_the_end(TABLES["losses"], SPLIT)
-    assert [measure.name for measure in table.measures] == ["AP", "oLRP", "loc", "FP", "FN"]
+    assert [measure.name for measure in table.measures] == ["AP", "oLRP", "loc", "FP", "FN", "r"]
     assert "judged on split test: 2 images with 3 objects" in table.title
     assert judged.value(table.measure("AP")) == pytest.approx(12.3457)
     assert judged.value(table.measure("oLRP")) == pytest.approx(0, abs=1e-9)

@@ -86,7 +86,9 @@ class Result:
 
     def value(self, measure: Measure) -> float | None:
         """Return a number in points, or None where there is none."""
-        if measure.objects is not None:
+        if measure.of == "pearson":
+            number = self.score.correlation.pearson
+        elif measure.objects is not None:
             found = self.bin(measure.objects)
             number = None if found is None else getattr(found, measure.of)
         else:

@@ -25,6 +25,10 @@ UNITS = (
     "what is right, FP: share of wrong detections, FN: share of missed objects): lower is better. "
     "Measured: mean over seeds ± standard deviation; without ± from one seed."
 )
+_OF_CORRELATION = (
+    " r: Pearson's correlation of score and IoU among what is right, in hundredths; "
+    "higher is better."
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Filled:
             for measure in self.table.measures
             if measure.objects is None or self.bins.get(measure.objects) or self._known(measure)
         )
+
+    @property
+    def units(self) -> str:
+        """What the numbers mean."""
+        correlated = any(measure.of == "pearson" for measure in self.table.measures)
+        return UNITS + _OF_CORRELATION if correlated else UNITS
 
     @property
     def published_measures(self) -> tuple[Measure, ...]:
@@ -101,7 +111,7 @@ class Filled:
 def markdown(filled: Filled) -> str:
     """Return the whole page."""
     lines = [f"# {filled.table.title}", ""]
-    lines += [f"Scale {filled.scale}. {UNITS}", ""]
+    lines += [f"Scale {filled.scale}. {filled.units}", ""]
     heads = ["", "seeds", *(filled.title_of(each) for each in filled.measures)]
     heads += [f"{filled.heading}: {each.name}" for each in filled.published_measures]
     lines += [_line(heads), _line(["---"] * len(heads))]
@@ -178,7 +188,7 @@ class OnTerminal:
             yield measured
             if filled.published_measures:
                 yield self._table(filled.heading, (), filled.published_measures)
-        yield Text(UNITS, style="dim")
+        yield Text(filled.units, style="dim")
         for line in statements(filled.compared):
             yield Text(f"- {line}")
         for line in filled.missing:

@@ -5,7 +5,7 @@ All but `detectors` are of ATSS, without centreness. Rows of one detector differ
 
 from __future__ import annotations
 
-from rankdet.experiments.table import AP, OLRP, PARTS, Measure, Row, Table
+from rankdet.experiments.table import AP, CORRELATION, OLRP, PARTS, Measure, Row, Table
 
 _PUBLISHED = "atss_alrp_published-small"
 _NO_CENTRENESS = ("model.centreness=false",)
@@ -74,7 +74,7 @@ _LOSSES = Table(
         _FOCAL,
         _FOCAL_GIOU,
     ),
-    measures=(*_QUARTERS, AP, OLRP, *PARTS),
+    measures=(*_QUARTERS, AP, OLRP, *PARTS, CORRELATION),
     comparisons=(
         (_OURS.name, _AS_PUBLISHED.name),
         (_OURS.name, "atss_focal"),
@@ -101,7 +101,7 @@ _SEARCH = Table(
     name="search",
     title="What a small search finds for focal loss, against no search, ATSS",
     rows=(_OURS, *_SEARCHED),
-    measures=(*_QUARTERS, AP, OLRP, *PARTS),
+    measures=(*_QUARTERS, AP, OLRP, *PARTS, CORRELATION),
     comparisons=tuple((_OURS.name, row.name) for row in _SEARCHED),
 )
 
@@ -123,7 +123,7 @@ _BALANCE = Table(
         Row("atss_rank_sort", "ATSS, Rank & Sort", "atss_rank_sort-small", "atss_r50_alrp",
             paper_changes=("criterion.kind=rank_sort",), evaluations=4),
     ),
-    measures=(*_QUARTERS, AP, OLRP, *PARTS),
+    measures=(*_QUARTERS, AP, OLRP, *PARTS, CORRELATION),
     comparisons=(
         ("atss_alrp-ranked-self-epoch", _AS_PUBLISHED.name),
         ("atss_alrp-ranked-measured", _AS_PUBLISHED.name),

@@ -33,7 +33,8 @@ class Measure:
 
     name: str
     """Heads its column."""
-    of: Literal["AP", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn"]
+    of: Literal["AP", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "pearson"]
+    """"pearson": the correlation of score and IoU among what is right; only at the end."""
     share: float = 1.0
     """Of the schedule, where it is read."""
     objects: str | None = None
@@ -44,7 +45,7 @@ class Measure:
     @property
     def higher_is_better(self) -> bool:
         """Whether more is better."""
-        return self.of == "AP"
+        return self.of in ("AP", "pearson")
 
 
 @dataclass(frozen=True)
@@ -184,3 +185,4 @@ PARTS = (
     Measure("FP", "oLRP_fp", compared=False),
     Measure("FN", "oLRP_fn", compared=False),
 )
+CORRELATION = Measure("r", "pearson", compared=False)
