@@ -20,12 +20,14 @@ from rankdet.config.build import (
 from rankdet.config.build_criterion import build_criterion
 from rankdet.config.build_model import build_detector, build_post_process
 from rankdet.config.load import dump
+from rankdet.config.losses import measures_gradients
 from rankdet.config.recipe import Recipe, RecipeError
 from rankdet.data.imageset import ImageSet, to_coco
 from rankdet.data.loader import TrainingSet, test_loader, training_loader
 from rankdet.data.sampling import StepSampler
 from rankdet.engine.checkpoint import ModelCard
 from rankdet.engine.trainer import Parts, Plan
+from rankdet.models.compiling import compile_network
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def make_parts(
     detector = build_detector(recipe, len(train.classes))
     if recipe.training.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
+    if recipe.training.compile:
+        compile_network(detector, heads=not measures_gradients(recipe.criterion))
     workers = workers_for(recipe, hardware)
 
     def training(rank: int, world: int, done: int) -> Iterable[Any]:

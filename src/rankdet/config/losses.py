@@ -285,6 +285,16 @@ def rankings_of(criterion: Criterion) -> tuple[Ranking, ...]:
     )
 
 
+def measures_gradients(criterion: Criterion) -> bool:
+    """Tell whether a criterion takes gradients by itself, before the backward pass."""
+    stages = (
+        (criterion.first, criterion.second) if isinstance(criterion, TwoStage) else (criterion,)
+    )
+    return any(
+        isinstance(stage, ALRP) and isinstance(stage.balance, GradientBalance) for stage in stages
+    )
+
+
 def _require_ranking(ranking: Ranking, classification: Classification) -> None:
     if ranking == "global" and classification.kind != "ap":
         raise ValueError(

@@ -242,6 +242,9 @@ class Training(Section):
     """auto: bf16 on a GPU that has it, float32 elsewhere."""
     channels_last: bool = True
     """Memory layout of the convolutions; usually faster."""
+    compile: bool = False
+    """Whether torch.compile translates the network, which takes minutes at the start. Heads are
+    left out where criterion.balance.kind is gradient."""
     evaluations: Count = 10
     """How often a run is evaluated: evenly spread, the last at its end."""
     checkpoint_every: Count = 500

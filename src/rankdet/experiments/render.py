@@ -181,11 +181,16 @@ class OnTerminal:
         if fits(whole):
             yield whole
         else:
-            measured = self._table(title, filled.measures, ())
-            if not fits(measured):
-                main = [measure for measure in filled.measures if measure.compared]
-                measured = self._table(title, main, ())
-            yield measured
+            measures = filled.measures
+            if not fits(self._table(title, measures, ())):
+                measures = tuple(measure for measure in measures if measure.compared)
+            # As many columns below each other as it takes: a number that is cut off is none.
+            while measures:
+                count = len(measures)
+                while count > 1 and not fits(self._table(title, measures[:count], ())):
+                    count -= 1
+                yield self._table(title, measures[:count], ())
+                title, measures = "", measures[count:]
             if filled.published_measures:
                 yield self._table(filled.heading, (), filled.published_measures)
         yield Text(filled.units, style="dim")
