@@ -165,8 +165,10 @@ class Curves:
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         every[-1].set_xlabel("steps")
-        if every[0].get_legend_handles_labels()[0]:
-            every[0].legend(fontsize="x-small")
+        curves, labels = every[0].get_legend_handles_labels()
+        if curves:
+            # Below all, where it hides none.
+            figure.legend(curves, labels, fontsize="xx-small", loc="outside lower center", ncols=2)
 
 
 def _curve(axes: Axes, seeds: Sequence[Mapping[int, float]], colour: str, label: str) -> None:
