@@ -37,7 +37,7 @@ class Growth(NamedTuple):
     fixed: dict[str, str]
     """Columns whose value does not change, and that value."""
     title: str
-    fit: tuple[int, int]
+    fit: tuple[int, float]
     """From where to where a slope is fitted: where the work is more than the price of starting
     operations, and where each process has a core of its own."""
     measures: dict[str, str]
@@ -46,9 +46,9 @@ class Growth(NamedTuple):
 
 GROWTHS = (
     Growth("N", "growth-n-{}.csv", "growth-n-{}.png", "python -m benchmarks --only growth",
-           {}, "P = 1000", (10**6, 10**9), {**_TIME, **_MEMORY}),
+           {}, "P = 1000", (10**6, math.inf), {**_TIME, **_MEMORY}),
     Growth("P", "growth-p-{}.csv", "growth-p-{}.png", "python -m benchmarks --only growth",
-           {}, "N = 1,000,000", (100, 10**9), {**_TIME, **_MEMORY}),
+           {}, "N = 1,000,000", (100, math.inf), {**_TIME, **_MEMORY}),
     Growth("processes", "processes-{}.csv", "growth-processes-{}.png",
            "python -m benchmarks.processes", {"P": "1000", "N of each": "1000000"},
            "one ranking: P = 1000 of all, N = 1,000,000 of each", (1, 2),
@@ -149,7 +149,7 @@ def draw(rows: Rows, growth: Growth, path: Path) -> None:
 
 def _where(growth: Growth) -> str:
     least, most = growth.fit
-    return f"from {least:,} on" if most == 10**9 else f"from {least:,} to {most:,}"
+    return f"from {least:,} on" if most == math.inf else f"from {least:,} to {most:,}"
 
 
 def main(arguments: list[str] | None = None) -> int:

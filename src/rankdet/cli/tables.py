@@ -69,6 +69,22 @@ class Work:
     """That finished runs are judged on; None: on the images they were validated on."""
     voice: Voice
 
+    def slots(self, left: int) -> tuple[dict[str, str], ...]:
+        """Return what each of the jobs that run at once adds to its environment.
+
+        Args:
+            left: so many are to be done, 1 or more.
+        """
+        import os
+
+        import torch
+
+        from rankdet.experiments.run import slots
+
+        gpus = torch.cuda.device_count()
+        jobs = min(self.given.jobs or max(gpus, 1), left)
+        return slots(jobs, gpus=gpus, environment=os.environ)
+
 
 def add_to(verbs: Any) -> None:
     """Add the verb to the command."""
@@ -252,12 +268,8 @@ def _execute_and_print(work: Work, lock: int) -> int:
 
 def _execute(work: Work, lock: int) -> Outcome:
     """Execute what is not finished."""
-    import os
-
-    import torch
-
     from rankdet.experiments.folders import State, steps_of
-    from rankdet.experiments.run import Outcome, execute, slots, train_command
+    from rankdet.experiments.run import Outcome, execute, train_command
     from rankdet.experiments.watching import Progressing
 
     left = [place for place in work.places if place.state is not State.FINISHED]
@@ -266,17 +278,15 @@ def _execute(work: Work, lock: int) -> Outcome:
         work.voice.say(f"{done} of {len(work.places)} runs are finished already")
     if not left:
         return Outcome((), None)
-    gpus = torch.cuda.device_count()
-    jobs = min(work.given.jobs or max(gpus, 1), len(left))
+    slots = work.slots(len(left))
     steps = {place.run.name: steps_of(place.run, work.images) for place in left}
-    environments = slots(jobs, gpus=gpus, environment=os.environ)
-    work.voice.say(f"{len(left)} runs to execute, {jobs} at a time, in {plain(work.folder)}")
+    work.voice.say(f"{len(left)} runs to execute, {len(slots)} at a time, in {plain(work.folder)}")
     voice = work.voice
     with Progressing(voice.console, voice.say, steps=steps, total=len(left)) as watcher:
         return execute(
             left,
             train_command(work.images),
-            environments,
+            slots,
             watcher,
             keep_open=(lock,),
         )

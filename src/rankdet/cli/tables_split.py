@@ -22,11 +22,7 @@ def judge(
     Returns:
         Their results there, what to say of those that have none, and the signal that stopped it.
     """
-    import os
-
-    import torch
-
-    from rankdet.experiments.run import execute, slots
+    from rankdet.experiments.run import execute
     from rankdet.experiments.watching import Counting
 
     there = {result.folder for result in results}
@@ -35,14 +31,11 @@ def judge(
     stopped = None
     if left:
         voice = work.voice
-        gpus = torch.cuda.device_count()
-        jobs = min(work.given.jobs or max(gpus, 1), len(left))
-        voice.say(f"{len(left)} runs to evaluate on {split.said}, {jobs} at a time")
-        environments = slots(jobs, gpus=gpus, environment=os.environ)
-        with Counting(voice.console, voice.say, total=len(left)) as watcher:
-            outcome = execute(
-                left, split.command(work.images), environments, watcher, keep_open=(lock,)
-            )
+        slots = work.slots(len(left))
+        voice.say(f"{len(left)} runs to evaluate on {split.said}, {len(slots)} at a time")
+        watcher = Counting(voice.console, voice.say, total=len(left))
+        with watcher.bar:
+            outcome = execute(left, split.command(work.images), slots, watcher, keep_open=(lock,))
         stopped = outcome.signal
         ended = {how.place.run.name: f"exit code {how.code}: {how.said}" for how in outcome.failed}
     judged, missing = [], []

@@ -274,12 +274,9 @@ Criterion = Annotated[
 
 def rankings_of(criterion: Criterion) -> tuple[Ranking, ...]:
     """Return how each ranking loss of a criterion ranks, stage by stage; () if none ranks."""
-    stages = (
-        (criterion.first, criterion.second) if isinstance(criterion, TwoStage) else (criterion,)
-    )
     return tuple(
         stage.ranking
-        for stage in stages
+        for stage in _stages(criterion)
         if isinstance(stage, ALRP | RankSort)
         or (isinstance(stage, Dense | PAALoss) and stage.classification.kind == "ap")
     )
@@ -287,12 +284,14 @@ def rankings_of(criterion: Criterion) -> tuple[Ranking, ...]:
 
 def measures_gradients(criterion: Criterion) -> bool:
     """Tell whether a criterion takes gradients by itself, before the backward pass."""
-    stages = (
-        (criterion.first, criterion.second) if isinstance(criterion, TwoStage) else (criterion,)
-    )
     return any(
-        isinstance(stage, ALRP) and isinstance(stage.balance, GradientBalance) for stage in stages
+        isinstance(stage, ALRP) and isinstance(stage.balance, GradientBalance)
+        for stage in _stages(criterion)
     )
+
+
+def _stages(criterion: Criterion) -> tuple[Criterion | StageLoss, ...]:
+    return (criterion.first, criterion.second) if isinstance(criterion, TwoStage) else (criterion,)
 
 
 def _require_ranking(ranking: Ranking, classification: Classification) -> None:

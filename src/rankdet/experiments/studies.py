@@ -28,38 +28,23 @@ def _alrp(
     )
 
 
-def _focal_giou(name: str, label: str, *changes: str) -> Row:
+def _focal(box: str, name: str, label: str, *changes: str, paper: tuple[str, ...] = ()) -> Row:
     return Row(
-        f"atss_focal_giou{name}",
+        f"atss_focal{box}{name}",
         f"ATSS, {label}",
-        "atss_focal_giou-small",
+        f"atss_focal{box}-small",
         "atss_r50_focal",
         changes=tuple(f"criterion.{change}" for change in changes),
-        paper_changes=_NO_CENTRENESS,
-        evaluations=4,
-    )
-
-
-def _focal_smooth_l1(name: str, label: str, *changes: str) -> Row:
-    return Row(
-        f"atss_focal{name}",
-        f"ATSS, {label}",
-        "atss_focal-small",
-        "atss_r50_focal",
-        changes=tuple(f"criterion.{change}" for change in changes),
-        paper_changes=(
-            *_NO_CENTRENESS,
-            "criterion.box.kind=smooth_l1",
-            *(() if changes else ("criterion.box_weight=1.0",)),
-        ),
+        paper_changes=(*_NO_CENTRENESS, *paper),
         evaluations=4,
     )
 
 
 _OURS = _alrp("mean-gradient", "mean localisation, balance by gradients", "mean", "kind=gradient")
 _AS_PUBLISHED = _alrp("ranked-self", "as published", "ranked", "kind=self", "initial=50")
-_FOCAL = _focal_smooth_l1("", "Focal + Smooth L1")
-_FOCAL_GIOU = _focal_giou("", "Focal + 2 GIoU")
+_SMOOTH_L1 = ("criterion.box.kind=smooth_l1",)
+_FOCAL = _focal("", "", "Focal + Smooth L1", paper=(*_SMOOTH_L1, "criterion.box_weight=1.0"))
+_FOCAL_GIOU = _focal("_giou", "", "Focal + 2 GIoU")
 _QUARTERS = tuple(
     Measure(f"AP at {100 * share:g} %", "AP", share=share, compared=False)
     for share in (0.25, 0.5, 0.75)
@@ -86,15 +71,15 @@ _LOSSES = Table(
 
 _SEARCHED = (
     _FOCAL_GIOU,
-    _focal_giou("-w1", "Focal + GIoU, weight 1", "box_weight=1.0"),
-    _focal_giou("-w4", "Focal + GIoU, weight 4", "box_weight=4.0"),
-    _focal_giou("-alpha50", "Focal + 2 GIoU, alpha 0.5", "classification.alpha=0.5"),
-    _focal_giou("-gamma1", "Focal + 2 GIoU, gamma 1", "classification.gamma=1.0"),
-    _focal_giou("-gamma1-w1", "Focal + GIoU, gamma 1, weight 1", "classification.gamma=1.0",
+    _focal("_giou", "-w1", "Focal + GIoU, weight 1", "box_weight=1.0"),
+    _focal("_giou", "-w4", "Focal + GIoU, weight 4", "box_weight=4.0"),
+    _focal("_giou", "-alpha50", "Focal + 2 GIoU, alpha 0.5", "classification.alpha=0.5"),
+    _focal("_giou", "-gamma1", "Focal + 2 GIoU, gamma 1", "classification.gamma=1.0"),
+    _focal("_giou", "-gamma1-w1", "Focal + GIoU, gamma 1, weight 1", "classification.gamma=1.0",
                 "box_weight=1.0"),
     _FOCAL,
-    _focal_smooth_l1("-w05", "Focal + Smooth L1, weight 0.5", "box_weight=0.5"),
-    _focal_smooth_l1("-w025", "Focal + Smooth L1, weight 0.25", "box_weight=0.25"),
+    _focal("", "-w05", "Focal + Smooth L1, weight 0.5", "box_weight=0.5", paper=_SMOOTH_L1),
+    _focal("", "-w025", "Focal + Smooth L1, weight 0.25", "box_weight=0.25", paper=_SMOOTH_L1),
 )  # fmt: skip
 
 _SEARCH = Table(

@@ -115,9 +115,12 @@ class Counting:
     """Says of each evaluation of a run how it ended, and how many there are.
 
     Args:
-        console: shows a bar, where it is a terminal.
+        console: of the bar, which is shown where it is a terminal.
         say: prints a line that stays, with rich's markup.
         total: number of evaluations.
+
+    Attributes:
+        bar: to be entered around them.
     """
 
     def __init__(self, console: Console, say: Callable[[str], None], *, total: int) -> None:
@@ -125,23 +128,11 @@ class Counting:
         self.total = total
         self.done = 0
         self._begun: dict[str, float] = {}
-        self._progress = Progress(
+        self.bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
             console=console, refresh_per_second=2, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._progress.add_task("evaluated", total=total)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        self._task = self.bar.add_task("evaluated", total=total)
 
     def started(self, place: Place) -> None:
         """Take note that an evaluation began."""
@@ -154,7 +145,7 @@ class Counting:
         """Say how a process ended."""
         seconds = time.monotonic() - self._begun.pop(how.place.run.name, time.monotonic())
         self.done += 1
-        self._progress.update(self._task, completed=self.done)
+        self.bar.update(self._task, completed=self.done)
         self.say(_how_it_ended(how, seconds, f"({self.done} of {self.total})"))
 
 
