@@ -10,8 +10,9 @@ forward, assignment, loss, backward, optimiser. Its parts are measured in a pass
 waits for the device after each. Scores are those of a fresh network; what a ranking loss costs with
 a trained one's, beside focal loss, is in the rows of `benchmarks.losses`.
 
-Example:
+Examples:
     python -m benchmarks.detector_step --profile step.txt   and where the time of a step goes
+    python -m benchmarks.detector_step --compile            and ours with a network compiled
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from benchmarks.assignment_detectors import CLASSES, SEED, objects
 from rankdet.config.build_criterion import build_criterion
 from rankdet.config.build_model import build_detector
 from rankdet.config.load import load_recipe
+from rankdet.models.compiling import compile_network
 from rankdet.structures import Targets
 
 ALRP, FOCAL, TORCHVISION = "aLRP, self-balance", "focal + smooth L1", "torchvision RetinaNet"
@@ -45,6 +47,7 @@ RECIPES = {
     ALRP: ("retinanet_r50_alrp", ("model.weights=null", "model.anchors.octave_scales=3")),
     FOCAL: ("retinanet_r50_focal", ("model.weights=null",)),
 }
+COMPILED = f"{ALRP}, compiled"
 Loss = Callable[[], Tensor]
 PARTS = ("input", "forward", "assignment", "criterion", "backward", "optimizer")
 BATCH = {"cuda": 16, "cpu": 2}
@@ -122,11 +125,15 @@ class Rival:
         return loss.detach()
 
 
-def ours(name: str, images: Tensor, targets: Targets, setting: Setting) -> Rival:
-    """Return a detector of ours by one of the recipes."""
+def ours(
+    name: str, images: Tensor, targets: Targets, setting: Setting, *, compiled: bool = False
+) -> Rival:
+    """Return a detector of ours by one of the recipes; its network compiled, or not."""
     recipe, clock = load_recipe(*RECIPES[name]), Clock()
     torch.manual_seed(SEED)
     model = build_detector(recipe, CLASSES).to(setting.device).to(memory_format=torch.channels_last)
+    if compiled:
+        compile_network(model, heads=True)
     criterion = build_criterion(recipe).to(setting.device)
     clock.watch("forward", model, "forward")
     clock.watch("input", model.normalise, "forward")
@@ -164,24 +171,26 @@ def theirs(images: Tensor, targets: Targets, setting: Setting) -> Rival:
     return Rival(network, loss, clock, setting)
 
 
-def rivals(setting: Setting) -> dict[str, Rival]:
-    """Return all three by name."""
+def rivals(setting: Setting, *, compiled: bool = False) -> dict[str, Rival]:
+    """Return all three by name; one more if also compiled."""
     shape = (setting.batch, 3, setting.size, setting.size)
     torch.manual_seed(SEED)
     images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=setting.device == "cuda")
     targets = objects(setting.batch, OBJECTS, setting.size).to(setting.device)
     made = {name: ours(name, images, targets, setting) for name in RECIPES}
+    if compiled:
+        made[COMPILED] = ours(ALRP, images, targets, setting, compiled=True)
     return {**made, TORCHVISION: theirs(images, targets, setting)}
 
 
-def rows(setting: Setting, seconds: float) -> Iterator[dict[str, Any]]:
-    """Train all three in turn, for so many seconds each, a few rounds at least; yield their rows.
+def rows(setting: Setting, seconds: float, *, compiled: bool = False) -> Iterator[dict[str, Any]]:
+    """Train all in turn, for so many seconds each, a few rounds at least; yield their rows.
 
     Raises:
         ValueError: a loss is not finite, so the times are not those of a training.
     """
     with _tf32(setting.tf32):
-        found = rivals(setting)
+        found = rivals(setting, compiled=compiled)
         whole: dict[str, list[float]] = {name: [] for name in found}
         losses = {name: [rival.step() for _ in range(WARM_UP)][-1] for name, rival in found.items()}
         end = time.perf_counter() + seconds * len(found)
@@ -217,7 +226,7 @@ def show(row: dict[str, Any]) -> str:
     """Return a row as a line for the terminal."""
     parts = " ".join(f"{part} {row[f'{part}_ms']:.1f}" for part in PARTS)
     return (
-        f"{row['what']:<22}{row['precision']:<14}{row['images_per_s']:>8.2f} images/s "
+        f"{row['what']:<28}{row['precision']:<14}{row['images_per_s']:>8.2f} images/s "
         f"{row['step_ms']:>8.1f} ms{row['ratio_alrp']:>8.3f} x aLRP{row['ratio_focal']:>8.3f} x "
         f"focal ({row['ratio_focal_low']:.3f} to {row['ratio_focal_high']:.3f})  [{parts}]"
     )
@@ -247,7 +256,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS["cuda"])
     parser.add_argument("--batch", type=int, help="images of a step; default: 16, on a CPU 2")
     parser.add_argument("--size", type=int, default=512, help="of the images; a multiple of 32")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each of the three")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each of them")
+    parser.add_argument("--compile", action="store_true", help="aLRP by torch.compile as well")
     parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--profile", type=Path, metavar="FILE", help="of a step with aLRP")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder for the rows")
@@ -261,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
         for precision in given.precision or PRECISIONS[device]
     ]
     for setting in settings:
-        for row in rows(setting, given.seconds):
+        for row in rows(setting, given.seconds, compiled=given.compile):
             results.append(given.out / f"train-{device}.csv", [row])
             print(show(row), flush=True)
     if given.profile is not None:

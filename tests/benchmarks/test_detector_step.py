@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import detector_step, results
-from benchmarks.detector_step import ALRP, FOCAL, PARTS, TORCHVISION, Clock, Setting
+from benchmarks.detector_step import ALRP, COMPILED, FOCAL, PARTS, TORCHVISION, Clock, Setting
 
 TINY = Setting("cpu", "float32", batch=1, size=64)
 
@@ -30,6 +30,32 @@ def test_all_three_train_the_same_network(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(set(learned)) == 1
     assert learned[0] > 30_000_000
     assert set(still) == {222_400}  # of the stem and the first stage
+
+
+def test_a_compiled_one_differs_in_being_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+
+    class Watched(detector_step.Rival):
+        def __init__(
+            self, network: nn.Module, loss: detector_step.Loss, clock: Clock, setting: Setting
+        ) -> None:
+            made.append(network)
+            super().__init__(network, loss, clock, setting)
+
+    monkeypatch.setattr(detector_step, "Rival", Watched)
+    names = list(detector_step.rivals(TINY, compiled=True))
+    assert names == [ALRP, FOCAL, COMPILED, TORCHVISION]
+    plain, compiled = made[0], made[2]
+    torch.testing.assert_close(dict(compiled.state_dict()), dict(plain.state_dict()))
+    by_name = {
+        name: (one._compiled_call_impl is None, other._compiled_call_impl is None)
+        for (name, one), (_, other) in zip(
+            plain.named_children(), compiled.named_children(), strict=True
+        )
+    }
+    assert {n: c for n, c in by_name.items() if n in ("backbone", "neck", "head")} == dict.fromkeys(
+        ("backbone", "neck", "head"), (True, False)
+    )
 
 
 def test_a_clock_counts_inner_parts_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +151,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, loss: float = 1.0) -> dict[str, dic
         TORCHVISION: Pretended(spend, [6.0, 4.0, 4.0], 1.0),
     }
     monkeypatch.setattr(detector_step, "_now", lambda: now)
-    monkeypatch.setattr(detector_step, "rivals", lambda _: found)
+    monkeypatch.setattr(detector_step, "rivals", lambda _, **_options: found)
     return {row["what"]: row for row in detector_step.rows(TINY, 0.0)}
 
 
