@@ -26,6 +26,8 @@ from rankdet.experiments.tables import TABLES
 
 A1, A3, A4 = TABLES["a1"], TABLES["a3"], TABLES["a4"]
 
+NOTHING = "Nothing can be compared: there are no numbers of rows that would be."
+
 
 def grid(table: Table, values: Mapping[str, tuple[float, ...]], measure: str = "AP") -> Grid:
     return {(row, measure): dict(enumerate(each)) for row, each in values.items()}
@@ -68,7 +70,7 @@ def test_one_seed_and_none() -> None:
     said = statements(compared(A1, {"fovea_alrp": (41,)}))
     assert said[0].startswith("Whether the paper's order holds here cannot be said.")
     assert said[1].startswith("2 of 2 differences cannot be had")
-    assert statements(compared(A1, {})) == ["Nothing is measured yet."]
+    assert statements(compared(A1, {})) == [NOTHING]
 
 
 def test_of_errors_less_is_better_and_not_published_is_not_said() -> None:
@@ -231,7 +233,7 @@ def test_nothing_finished_is_a_table_too(tmp_path: Path) -> None:
     made = fill(A1, "tiny", [], missing=["all"], places=(), images=IMAGES, command="c")
     made = write_table(tmp_path, made, [], IMAGES)
     assert made.plots == ()
-    assert "Nothing is measured yet." in (tmp_path / "table.md").read_text()
+    assert NOTHING in (tmp_path / "table.md").read_text()
 
 
 def test_without_matplotlib_there_are_no_plots(

@@ -107,7 +107,7 @@ def statements(compared: Sequence[Compared]) -> list[str]:
         compared: from `compare`.
     """
     if not compared:
-        return ["Nothing is measured yet."]
+        return ["Nothing can be compared: there are no numbers of rows that would be."]
     there = [each for each in compared if each.here.n]
     lines = [_order(compared), *_chance(there), *(each.sentence() for each in there)]
     if len(there) < len(compared):
