@@ -226,7 +226,7 @@ def show(row: dict[str, Any]) -> str:
     """Return a row as a line for the terminal."""
     parts = " ".join(f"{part} {row[f'{part}_ms']:.1f}" for part in PARTS)
     return (
-        f"{row['what']:<28}{row['precision']:<14}{row['images_per_s']:>8.2f} images/s "
+        f"{row['what']:<30}{row['precision']:<14}{row['images_per_s']:>8.2f} images/s "
         f"{row['step_ms']:>8.1f} ms{row['ratio_alrp']:>8.3f} x aLRP{row['ratio_focal']:>8.3f} x "
         f"focal ({row['ratio_focal_low']:.3f} to {row['ratio_focal_high']:.3f})  [{parts}]"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -104,6 +105,7 @@ def _status(field: str) -> int:
     raise OSError(f"no {field} in /proc/self/status")
 
 
+@functools.cache  # what was true at first: to write a row makes the tree dirty for the next
 def _commit() -> str:
     folder = Path(__file__).resolve().parent
     try:

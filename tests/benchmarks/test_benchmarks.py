@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import re
 import subprocess
@@ -33,6 +34,21 @@ def test_the_loop_over_positives_is_the_authors_algorithm(golden: GoldenReader, 
     assert float(value) == pytest.approx(float(data["cls_loss"]), rel=1e-12)
     expected = torch.from_numpy(data["grad_logits"])
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+def test_rows_of_one_process_name_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first row lies in the tree by then.
+    said = itertools.chain(["abc1234\n"], itertools.repeat("abc1234-dirty\n"))
+
+    def git(*_given: object, **_options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 0, stdout=next(said))
+
+    monkeypatch.setattr(subprocess, "run", git)
+    measure._commit.cache_clear()
+    try:
+        assert [measure.origin("cpu", 0)["commit"] for _ in range(2)] == ["abc1234"] * 2
+    finally:
+        measure._commit.cache_clear()
 
 
 def test_a_case_is_drawn_as_described_and_alike_each_time() -> None:
