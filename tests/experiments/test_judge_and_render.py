@@ -26,7 +26,7 @@ from rankdet.experiments.tables import TABLES
 
 A1, A3, A4 = TABLES["a1"], TABLES["a3"], TABLES["a4"]
 
-NOTHING = "Nothing can be compared: there are no numbers of rows that would be."
+NOTHING = "Nothing to compare: no row with numbers is here beside one that it is compared with."
 
 
 def grid(table: Table, values: Mapping[str, tuple[float, ...]], measure: str = "AP") -> Grid:

@@ -107,7 +107,9 @@ def statements(compared: Sequence[Compared]) -> list[str]:
         compared: from `compare`.
     """
     if not compared:
-        return ["Nothing can be compared: there are no numbers of rows that would be."]
+        return [
+            "Nothing to compare: no row with numbers is here beside one that it is compared with."
+        ]
     there = [each for each in compared if each.here.n]
     lines = [_order(compared), *_chance(there), *(each.sentence() for each in there)]
     if len(there) < len(compared):
