@@ -14,7 +14,7 @@ ROOMS = {
     "losses": ({"losses", "ops"}, {"torch", "torchvision"}),
     "structures.py": (set(), {"torch"}),
     "assign": ({"assign", "ops", "structures"}, {"torch", "torchvision"}),
-    "eval": ({"eval", "pictures"}, {"PIL", "numpy", "rich"}),
+    "eval": ({"eval", "pictures", "wording"}, {"PIL", "numpy", "rich"}),
     "criteria": ({"criteria", "losses", "ops", "structures"}, {"torch"}),
     # Models know no loss, no assigner and no criterion.
     "models": ({"models", "ops", "structures"}, {"safetensors", "timm", "torch", "torchvision"}),
@@ -23,6 +23,7 @@ ROOMS = {
         {"PIL", "numpy", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml"},
     ),
     "pictures.py": (set(), {"PIL", "numpy"}),
+    "wording.py": (set(), set()),
     # The engine is given its parts built; it knows no name of any of them.
     "engine": (
         {"engine", "eval", "pictures", "structures"},
@@ -36,12 +37,12 @@ ROOMS = {
     ),
     # What the command does with a trained model, from Python: it loads as the command does.
     "inference.py": (
-        {"cli", "config", "data", "engine", "inference_images", "inference_results"},
+        {"cli", "config", "data", "engine", "inference_images", "inference_results", "wording"},
         {"rich", "torch"},
     ),
     "inference_images.py": ({"data"}, {"PIL", "numpy"}),
     "inference_results.py": (
-        {"engine", "inference_images", "pictures", "structures"},
+        {"engine", "inference_images", "pictures", "structures", "wording"},
         {"PIL", "numpy", "supervision", "torch"},
     ),
     # What they share, and one library each; no other room lists them.
@@ -64,7 +65,7 @@ ROOMS = {
     ),
     # Times steps with what it assembles; what is trained is trained by `rankdet train`.
     "experiments": (
-        {"config", "data", "engine", "eval", "experiments", "structures"},
+        {"config", "data", "engine", "eval", "experiments", "structures", "wording"},
         {"matplotlib", "rich", "torch"},
     ),
     "cli": (
@@ -78,6 +79,7 @@ ROOMS = {
             "export",
             "pictures",
             "structures",
+            "wording",
         },
         {"numpy", "rich", "shtab", "torch", "yaml"},
     ),

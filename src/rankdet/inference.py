@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from rankdet.wording import counted
+
 if TYPE_CHECKING:
     from rankdet.cli.common import Model as Loaded
     from rankdet.data.batches import TestBatch, TestSample
@@ -73,7 +75,8 @@ class Model:
 
     def __repr__(self) -> str:
         """Say what it is."""
-        return f"<rankdet model {self._loaded.recipe.name}, {len(self.classes)} classes>"
+        classes = counted(len(self.classes), "class", "classes")
+        return f"<rankdet model {self._loaded.recipe.name}, {classes}>"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from rankdet.engine.detecting import Result, to_results
 from rankdet.inference_images import Source, read
 from rankdet.pictures import draw
 from rankdet.structures import Detections
+from rankdet.wording import counted
 
 if TYPE_CHECKING:
     import supervision
@@ -125,7 +126,9 @@ class DetectionList(Sequence[ImageDetections]):
 
     def __repr__(self) -> str:
         """Say how much was found."""
-        return f"<{sum(map(len, self._items))} detections in {len(self)} images>"
+        return (
+            f"<{counted(sum(map(len, self._items)), 'detection')} in {counted(len(self), 'image')}>"
+        )
 
     def to_supervision(self) -> list[supervision.Detections]:
         """Return a `supervision.Detections` for each image.

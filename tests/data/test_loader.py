@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Iterator
@@ -234,6 +235,23 @@ def test_a_dead_worker_is_told(images: ImageSet) -> None:
     )
     with pytest.raises(DataError, match=r"a process that loads images died.*fewer workers"):
         next(batches)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_workers_end_with_the_iteration(images: ImageSet, through: bool) -> None:
+    # What multiprocessing makes in /tmp for a process stays there if it is killed at exit.
+    training = TrainingSet(images, PlainResize(32), seed=0)
+    sampler = StepSampler(len(images), 2, steps=8, seed=0)
+    loader = loading.training_loader(training, sampler, workers=2)
+    others = set(multiprocessing.active_children())  # of other tests, whose faults hold them
+    batches = iter(loader)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - others) == 2
+    if through:
+        list(batches)
+    else:
+        batches.close()  # type: ignore[attr-defined] # a generator
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_only_dead_workers_are_explained() -> None:

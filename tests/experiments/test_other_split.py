@@ -144,7 +144,7 @@ def test_runs_are_judged_once(
     assert not (folder / "table.md").exists()
 
     assert typed("--split", "train") == 0
-    assert "1 runs to evaluate on split train" in capsys.readouterr().out.replace("\n", " ")
+    assert "1 run to evaluate on split train" in capsys.readouterr().out.replace("\n", " ")
     assert "30" in (folder / "table-train.csv").read_text()
     assert typed("--split", "train", script="exit 1") == 0
     assert "to evaluate" not in capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_being_interrupted_loses_no_evaluation(
     assert "not finished: atss_focal_giou-seed0: not evaluated on the split train" in said
     assert "Go on: " in said
     assert typed("--split", "train") == 0
-    assert "1 runs to evaluate" in capsys.readouterr().out
+    assert "1 run to evaluate" in capsys.readouterr().out
 
 
 def test_a_split_that_is_not_there_is_named(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rankdet.cli import data_coco, data_minitrain
 from rankdet.cli.common import count_from, plain
+from rankdet.wording import counted
 
 EXAMPLES = """\
 examples:
@@ -175,7 +176,7 @@ def _decode_all(found: Any, voice: Any) -> int:
         except DataError as error:
             bad += 1
             voice.say(f"  {plain(error)}")
-    voice.say(f"{len(records)} images, {bad} of which cannot be read")
+    voice.say(f"{counted(len(records), 'image')}, {bad} of which cannot be read")
     return 1 if bad else 0
 
 

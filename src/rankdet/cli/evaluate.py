@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdet.cli.common import add_device, add_tta, plain
+from rankdet.wording import counted
 
 EXAMPLES = """\
 examples:
@@ -95,7 +96,9 @@ def run(given: argparse.Namespace) -> int:
     write_json(out / "detections.json", results)
     write_json(out / "score.json", result.to_json(), indent=1)
     voice.show(table(result))
-    voice.say(f"{len(images)} images in {spent:.1f} s ({len(images) / spent:.1f} images/s)")
+    voice.say(
+        f"{counted(len(images), 'image')} in {spent:.1f} s ({len(images) / spent:.1f} images/s)"
+    )
     if given.split == "val" and not given.keep_thresholds:
         _keep_thresholds(model, result)
         voice.say(f"thresholds of this split written into {plain(model.path)}")

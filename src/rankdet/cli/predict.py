@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdet.cli.common import add_device, add_tta, plain
+from rankdet.wording import counted
 
 EXAMPLES = """\
 examples:
@@ -89,9 +90,10 @@ def run(given: argparse.Namespace) -> int:
 
     write_atomically(out / "predictions.json", write)
     done = len(paths) - len(bad)
-    voice.say(f"{boxes} boxes in {done} images -> {plain(out / 'predictions.json')}")
+    said = f"{counted(boxes, 'box', 'boxes')} in {counted(done, 'image')}"
+    voice.say(f"{said} -> {plain(out / 'predictions.json')}")
     if bad:
-        voice.say(f"{len(bad)} images could not be read and were left out")
+        voice.say(f"{counted(len(bad), 'image')} could not be read: left out")
     return 1 if bad else 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankdet.cli.common import count_from, plain
+from rankdet.wording import counted
 
 if TYPE_CHECKING:
     from rankdet.cli.common import Voice
@@ -280,7 +281,9 @@ def _execute(work: Work, lock: int) -> Outcome:
         return Outcome((), None)
     slots = work.slots(len(left))
     steps = {place.run.name: steps_of(place.run, work.images) for place in left}
-    work.voice.say(f"{len(left)} runs to execute, {len(slots)} at a time, in {plain(work.folder)}")
+    work.voice.say(
+        f"{counted(len(left), 'run')} to execute, {len(slots)} at a time, in {plain(work.folder)}"
+    )
     voice = work.voice
     with Progressing(voice.console, voice.say, steps=steps, total=len(left)) as watcher:
         return execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rankdet.cli.common import plain
+from rankdet.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,9 @@ def judge(
     if left:
         voice = work.voice
         slots = work.slots(len(left))
-        voice.say(f"{len(left)} runs to evaluate on {split.said}, {len(slots)} at a time")
+        voice.say(
+            f"{counted(len(left), 'run')} to evaluate on {split.said}, {len(slots)} at a time"
+        )
         watcher = Counting(voice.console, voice.say, total=len(left))
         with watcher.bar:
             outcome = execute(left, split.command(work.images), slots, watcher, keep_open=(lock,))

@@ -287,13 +287,13 @@ def _loader(
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     workers = min(workers, _available_cpus())
-    # Forked processes share the decoded images; elsewhere forking is not safe.
+    # Forked processes share the decoded images; elsewhere forking is not safe. They end with the
+    # iteration: those kept for the next one would be killed at exit and leave sockets in /tmp.
     context = "fork" if workers and sys.platform == "linux" else None
     return Loader(
         _Guarded(source),
         collate_fn=partial(_collate_guarded, collate=collate),
         num_workers=workers,
-        persistent_workers=workers > 0,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker if workers else None,
         multiprocessing_context=context,

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rankdet.eval.at_threshold import ClassAtThreshold, ScoreAtThreshold
 from rankdet.eval.score import ClassScore, CountScore, Score, SizeScore, count_label
+from rankdet.wording import counted
 
 # Below this many columns of text the parts of LRP are left out.
 _NARROW = 78
@@ -76,7 +77,10 @@ def table(score: Score, *, classes: int = 100) -> ScoreTable:
 
 
 def _headline(score: Score) -> Iterable[RenderableType]:
-    yield Text(f"{score.images} images, {score.objects} objects, {score.detections} detections")
+    yield Text(
+        f"{counted(score.images, 'image')}, {counted(score.objects, 'object')},"
+        f" {counted(score.detections, 'detection')}"
+    )
     head = _grid("Headline", ("", "", "meaning"))
     for name, meaning in _MEANINGS:
         head.add_row(Text(name, style="bold"), _number(getattr(score, name)), Text(meaning))

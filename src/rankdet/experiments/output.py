@@ -15,6 +15,7 @@ from rankdet.experiments.published import PUBLISHED
 from rankdet.experiments.render import Filled, as_csv, markdown
 from rankdet.experiments.table import Scale, Table
 from rankdet.experiments.watching import clock
+from rankdet.wording import counted
 
 
 def fill(
@@ -105,7 +106,8 @@ def _facts(results: Sequence[Result], images: Images, command: str) -> Mapping[s
     facts = {
         "command": command,
         "data": f"{images.source.name}: {images.training} images to train on, {images.validation} "
-        f"to validate on with {images.objects} objects of {_classes(images.classes)}",
+        f"to validate on with {counted(images.objects, 'object')} of "
+        f"{counted(images.classes, 'class', 'classes')}",
         "recipes": _several(result.run.recipe for result in results),
         "steps": _several(result.metrics.steps for result in results),
         "training": f"{clock(seconds)} in all, without evaluations",
@@ -119,10 +121,6 @@ def _facts(results: Sequence[Result], images: Images, command: str) -> Mapping[s
         "python": _several(each.get("python") for each in settings),
     }
     return {key: value for key, value in facts.items() if value}
-
-
-def _classes(count: int) -> str:
-    return f"{count} class" if count == 1 else f"{count} classes"
 
 
 def _machine(settings: Mapping[str, object]) -> str:
