@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from golden_heads import small_batch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from rankdet.assign.max_iou import MaxIoUAssigner
@@ -50,6 +52,50 @@ def test_the_weight_is_that_of_the_means_of_what_was_measured() -> None:
         seen.append(balance(*losses(shared, scales), True, [shared]).weight.item())
         assert seen[-1] == pytest.approx(mean[0] / mean[1], rel=1e-12)
     assert len({round(weight, 9) for weight in seen}) == 4  # four measurements
+
+
+def test_as_many_are_measured_at_first_as_the_mean_remembers() -> None:
+    # 10 * (1 - 0.9) is below 1, if only just.
+    balance = GradientBalance(every=1000, memory=0.9)
+    shared = torch.zeros(3, requires_grad=True)
+    changed, before = 0, 0.0
+    for call in range(14):
+        weight = balance(*losses(shared, (float(call + 1), 1.0)), True, [shared]).weight.item()
+        changed += weight != before
+        before = weight
+    assert changed == 10
+
+
+def weights_of_a_process(rank: int, folder: str) -> None:
+    """Be one of two processes, the second of which has no positives in the middle iteration."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    balance, weights = GradientBalance(), []
+    for iteration in range(3):
+        shared = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        empty = rank == 1 and iteration == 1
+        scales = (0.0, 0.0) if empty else (3.0 + iteration, 1.0 + rank)
+        weights.append(balance(*losses(shared, scales), not empty, [shared]).weight)
+    torch.save((torch.stack(weights), balance.state_dict()), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+def test_processes_agree_though_one_has_no_positives(tmp_path: Path) -> None:
+    spawn(weights_of_a_process, (str(tmp_path),), nprocs=2)
+    (weights, state), (others, other_state) = [
+        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+    ]
+    assert torch.equal(weights, others)
+    assert torch.equal(state["norms"], other_state["norms"])
+    # Norms over both: sqrt(3^2 + 3^2) and sqrt(1^2 + 2^2); then 4 and 1 of the first alone; ...
+    wanted, means = [], [0.0, 0.0]
+    for norms in ((18**0.5, 5**0.5), (4.0, 1.0), (50**0.5, 5**0.5)):
+        means = [0.9 * mean + norm for mean, norm in zip(means, norms, strict=True)]
+        wanted.append(means[0] / means[1])
+    assert_close(weights.tolist(), wanted, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("fault", ["no positives", "no gradient", "not finite"])

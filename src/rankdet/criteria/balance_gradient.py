@@ -38,8 +38,9 @@ class GradientBalance(Balance):
 
     An iteration counts if it is in training mode with gradients, has positives, and both norms are
     finite and above zero; the weight is 1 until one has counted. With several processes the norms
-    are those of all: all must call this together. The state is in buffers: the two means (float64
-    whatever the module is cast to) and the number of calls.
+    and the positives are those of all: all must call this together, and all have the same weight.
+    The state is in buffers: the two means (float64 whatever the module is cast to) and the number
+    of calls.
 
     Args:
         every: iterations from one measurement to the next, 1 or more.
@@ -97,7 +98,7 @@ class GradientBalance(Balance):
             classification, localisation, has_positives
         )
         if self.training and torch.is_grad_enabled() and self._is_due():
-            norms = _norms((classification, localisation), shared)
+            norms, counts = _measure((classification, localisation), shared, counts)
             counts = counts & (norms.isfinite() & (norms > 0)).all()
             met = self.memory * self.norms + norms
             self.norms.copy_(torch.where(counts, met, self.norms))
@@ -121,17 +122,20 @@ class GradientBalance(Balance):
         done = self._calls
         self._calls += 1
         self.calls.add_(1)
-        return done * (1 - self.memory) < 1 or done % self.every == 0
+        return done < round(1 / (1 - self.memory)) or done % self.every == 0
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._calls = None
         super()._load_from_state_dict(*args)
 
 
-def _norms(losses: tuple[Tensor, Tensor], shared: Sequence[Tensor]) -> Tensor:
-    """Return the norm of the gradient of each loss for all of ``shared``, [2] float64.
+def _measure(
+    losses: tuple[Tensor, Tensor], shared: Sequence[Tensor], has_positives: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the norm of the gradient of each loss for ``shared``, [2] float64, and if it counts.
 
-    With several processes it is the norm over what all of them share out, the same for everybody.
+    With several processes both are over what all of them share out, and the same for everybody:
+    a process without positives has to take note of what the others measured.
     """
     if not shared:
         raise ValueError(
@@ -144,14 +148,14 @@ def _norms(losses: tuple[Tensor, Tensor], shared: Sequence[Tensor]) -> Tensor:
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(shared), retain_graph=True, allow_unused=True)
         # In float32 at least: squares of gradients leave the range of half precision.
-        found = [
+        parts = [
             grad.to(torch.promote_types(grad.dtype, torch.float32)).square().sum().double()
             for grad in grads
             if grad is not None
         ]
         none = torch.zeros((), dtype=torch.float64, device=loss.device)
-        squares.append(torch.stack([none, *found]).sum())
-    both = torch.stack(squares)
+        squares.append(torch.stack([none, *parts]).sum())
+    found = torch.stack([*squares, has_positives.to(squares[0])])
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(both)
-    return both.sqrt()
+        distributed.all_reduce(found)
+    return found[:2].sqrt(), found[2] > 0
