@@ -113,7 +113,7 @@ def _check_operator(regime: str, dtype: torch.dtype, delta: float, device: str) 
     fast = rank_operator(pos, neg, delta, "vectorised", skip=skip)
     slow = rank_operator(pos, neg, delta, "reference", skip=skip)
     torch.testing.assert_close(fast.counts(), slow.counts(), rtol=1e-9, atol=1e-9)
-    expected = slow.spread(weights)
+    expected = slow.spread(weights, dtype=torch.float64)
     spread = fast.spread(weights, dtype=torch.float64)
     torch.testing.assert_close(spread, expected, rtol=0, atol=1e-9 * float(expected.max()))
 

@@ -78,7 +78,7 @@ def _check_case(regime: str, dtype: torch.dtype, delta: float) -> None:
     pos, weights = neg[skip], torch.rand(300)
     neg[skip[::7]] = torch.nan  # left out, whatever it is
     slow = rank_operator(pos, neg, delta, "reference", skip=skip)
-    expected_counts, expected = slow.counts(), slow.spread(weights)
+    expected_counts, expected = slow.counts(), slow.spread(weights, dtype=torch.float64)
     args = (pos.cuda(), neg.cuda(), delta)
     results = {
         name: rank_operator(*args, name, skip=skip.cuda()) for name in ("triton", "vectorised")
@@ -118,8 +118,11 @@ def _check_ranking() -> None:
                     found = {
                         "counts": (ranked.counts, slow.counts()),
                         "pairs": (ranked.pair_counts(values.cuda())[1], among.counts(values[1])),
-                        "adjoint": (ranked.pair_spread(values[0].cuda()), among.spread(values[0])),
-                        "spread": (evaluate(*args), slow.spread(values[1])),
+                        "adjoint": (
+                            ranked.pair_spread(values[0].cuda()),
+                            among.spread(values[0], dtype=torch.float64),
+                        ),
+                        "spread": (evaluate(*args), slow.spread(values[1], dtype=torch.float64)),
                     }
                     for name, (mine, expected) in found.items():
                         with naming(name):

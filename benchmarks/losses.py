@@ -112,7 +112,10 @@ def check(device: str) -> None:
         slow = rank_operator(pos, data.logits, 1.0, "reference")
         torch.testing.assert_close(fast.counts(), slow.counts(), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(
-            fast.spread(weights, dtype=torch.float64), slow.spread(weights), rtol=1e-6, atol=1e-9
+            fast.spread(weights, dtype=torch.float64),
+            slow.spread(weights, dtype=torch.float64),
+            rtol=1e-6,
+            atol=1e-9,
         )
         value, gradient = alrp_loop(data.logits.double(), data.targets, data.per_positive.double())
         logits = data.logits.double().requires_grad_()

@@ -147,19 +147,28 @@ def _ious(boxes: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
     return common / (both - common)
 
 
-def test_what_is_ignored_may_be_anything() -> None:
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_what_is_ignored_may_be_anything(scores: Any) -> None:
     head = small_batch()
     matched = MaxIoUAssigner()(head.predictions.priors, head.targets).matched
     matched[:, ::3] = IGNORED
-    criterion = CrossEntropyCriterion(Given(matched), IoUBox())
-    expected = criterion(head.predictions, head.targets)
     out = (matched == IGNORED)[..., None]
+    background = torch.zeros(matched.shape, dtype=head.predictions.logits.dtype)
+    worse = background.masked_fill(out[..., 0], torch.nan).requires_grad_()
+    softmax = scores == "softmax"
+    good = replace(head.predictions, branches={"background": background} if softmax else {})
+    criterion = CrossEntropyCriterion(Given(matched), IoUBox(), scores=scores)
+    expected = criterion(good, head.targets)
     bad = head.predictions.logits.detach().masked_fill(out, torch.nan).requires_grad_()
-    terms = criterion(replace(head.predictions, logits=bad), head.targets)
+    branches = {"background": worse} if softmax else {}
+    terms = criterion(replace(good, logits=bad, branches=branches), head.targets)
     assert torch.equal(terms.total, expected.total)
     assert terms.parts["examples"] == (matched != IGNORED).sum()
-    (gradient,) = torch.autograd.grad(terms.total, bad)
+    (gradient,) = torch.autograd.grad(terms.total, bad, retain_graph=True)
     assert torch.equal(gradient == 0, out.expand_as(gradient))
+    if softmax:
+        (gradient,) = torch.autograd.grad(terms.total, worse)
+        assert torch.equal(gradient == 0, out[..., 0])
 
 
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_heads import small_batch
 from torch import Tensor, distributed
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 from torch.testing import assert_close
 
 from rankdet.assign.max_iou import MaxIoUAssigner

@@ -22,6 +22,7 @@ from rankdet.criteria import (
     APClassification,
     DenseCriterion,
     FocalClassification,
+    FreeAnchorCriterion,
     IoUBox,
     RankSortCriterion,
     ScalarBalance,
@@ -337,6 +338,8 @@ def test_what_does_not_fit_is_refused() -> None:
     whole = batch.predictions
     with pytest.raises(TypeError, match=r"must be built with AlreadyMatched\(\) as its assigner"):
         RegionCriterion(OVERLAP, CrossEntropyCriterion(OVERLAP, SmoothL1Box()))
+    with pytest.raises(TypeError, match="as its assigner, got None in FreeAnchorCriterion"):
+        RegionCriterion(OVERLAP, FreeAnchorCriterion())
     with pytest.raises(TypeError, match="for a criterion within a RegionCriterion"):
         KNOWN(object(), batch.targets)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"regions are of 2 images, but targets of 3"):

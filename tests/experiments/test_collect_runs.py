@@ -129,7 +129,9 @@ def test_what_is_said_of_runs_that_should_not_be_compared(tmp_path: Path) -> Non
     (tmp_path / "2" / "score.json").write_text(json.dumps(replace(third.score, AP=0.4).to_json()))
     best = result_of(tmp_path / "2", RETINA)
     assert not best.score_is_of_the_end
-    assert "best evaluation, not of the last" in caveats(A3, [best])[0]
+    (said,) = caveats(A3, [best])
+    assert said.startswith("What stands under AP, 0-3; AP, 4-10; AP, 11-20; AP, 21-62; ")
+    assert caveats(TABLES["losses"], [best])[0].startswith("What stands under r is of the best")
     assert caveats(A1, [best]) == []
     elsewhere = replace(first, settings={**first.settings, "commit": "def"})
     assert "same commit" in caveats(A3, [first, elsewhere])[0]

@@ -90,10 +90,11 @@ class SelfBalance(Balance):
         weight = (mean classification + mean localisation) / mean localisation
 
     and ``initial`` until the first epoch ends; with ``"measured"``, the same weight from the
-    iterations so far, this one included. Classification is left as it is. An iteration is
-    one call in training mode; it counts if it has positives and both losses are finite, so one
-    NaN does not spoil the weight of the next epoch (it still reaches the loss of its iteration).
-    An epoch without such an iteration, or with zero localisation, leaves the weight unchanged.
+    iterations of this process so far, this one included. Classification is left as it is. An
+    iteration is one call in training mode; it counts if it has positives and both losses are
+    finite, so one NaN does not spoil the weight of the next epoch (it still reaches the loss of
+    its iteration). An epoch without such an iteration, or with zero localisation, leaves the weight
+    unchanged.
 
     The state is in buffers: weight, the running sums of both losses (float64 whatever the module
     is cast to) and the number of iterations counted. A checkpoint within an epoch goes on where

@@ -126,6 +126,8 @@ class CrossEntropyCriterion(nn.Module):
 
 def _softmax(logits: Tensor, kinds: Tensor, matches: Matches) -> Tensor:
     """Return the sum of the losses; logits [M, C + 1], background last."""
+    # What is ignored may be anything; torch's own way to ignore gives NaN a gradient of NaN.
+    logits = logits.masked_fill(kinds[:, :1] < 0, 0)
     wanted = torch.full_like(kinds[:, 0], logits.shape[1] - 1, dtype=torch.int64)
     wanted = wanted.masked_fill(kinds[:, 0] < 0, _IGNORED)
     wanted = wanted.index_copy(0, matches.places, matches.labels)

@@ -78,8 +78,7 @@ class Matches:
         Gradient: none.
         """
         pred, target = self.in_pixels()
-        # Rounding may lift a quotient above 1 by a last digit.
-        return iou(pred, target.to(pred.dtype)).clamp_(max=1)
+        return iou(pred, target.to(pred.dtype))
 
     def in_prior_frame(self) -> tuple[Tensor, Tensor]:
         """Return the predicted boxes and the objects, [P, 4] each, relative to the priors.

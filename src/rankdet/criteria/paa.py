@@ -36,7 +36,7 @@ class FocalGIoUCost:
     alpha: float = 0.25
     """Of focal loss: weight of the object's class, in [0, 1]."""
     gamma: float = 2.0
-    """Of focal loss, 0 or more."""
+    """Of focal loss: 0, or 1 and more."""
     box_weight: float = 1.0
     """0 or more; 1 in the authors' code, 1.3 in mmdetection."""
     eps: float = 1e-7

@@ -77,10 +77,11 @@ class RegionCriterion(nn.Module):
 
     def __init__(self, assigner: Assigner, criterion: nn.Module) -> None:
         super().__init__()
-        if not isinstance(criterion.assigner, AlreadyMatched):
+        own = getattr(criterion, "assigner", None)
+        if not isinstance(own, AlreadyMatched):
             raise TypeError(
                 f"the criterion of regions must be built with AlreadyMatched() as its assigner, "
-                f"got {criterion.assigner}"
+                f"got {own} in {type(criterion).__name__}"
             )
         self.assigner = assigner
         self.criterion = criterion

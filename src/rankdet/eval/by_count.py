@@ -58,8 +58,8 @@ def by_count(
             None as the largest is no limit. They need not cover every number.
 
     Returns:
-        One result for each bin, also for those without images. AP of the mean is over classes with
-        objects in the bin; LRP is at IoU .5.
+        One result for each bin, also for those without images. AP is the mean over the classes
+        with objects in the bin; LRP is at IoU .5.
 
     Raises:
         ValueError: bins overlap or are empty, or there are no matches at IoU .5.

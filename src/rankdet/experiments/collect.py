@@ -199,11 +199,11 @@ def caveats(table: Table, results: Sequence[Result]) -> list[str]:
             "The runs were not validated on the same images: their numbers cannot be compared. "
             "The objects of a class differ between them."
         )
-    by_bins = any(measure.objects is not None for measure in table.measures)
+    kept = [measure.name for measure in table.measures if measure.of_kept_model]
     chosen = [result.run.name for result in results if not result.score_is_of_the_end]
-    if by_bins and chosen:
+    if kept and chosen:
         said.append(
-            f"The numbers by objects in the image are of the best evaluation, not of the last, in "
+            f"What stands under {'; '.join(kept)} is of the best evaluation, not of the last, in "
             f"{', '.join(chosen)}; evaluate once to have the last."
         )
     machines = {_machine(result.settings) for result in results}

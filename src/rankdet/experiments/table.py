@@ -34,7 +34,7 @@ class Measure:
     name: str
     """Heads its column."""
     of: Literal["AP", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "pearson"]
-    """"pearson": the correlation of score and IoU among what is right; only at the end."""
+    """"pearson": the correlation of score and IoU among what is right."""
     share: float = 1.0
     """Of the schedule, where it is read."""
     objects: str | None = None
@@ -46,6 +46,11 @@ class Measure:
     def higher_is_better(self) -> bool:
         """Whether more is better."""
         return self.of in ("AP", "pearson")
+
+    @property
+    def of_kept_model(self) -> bool:
+        """Whether only the score of the kept model has it, that of the best evaluation."""
+        return self.objects is not None or self.of == "pearson"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ Within a table all runs share everything but the loss; at scale `paper` they als
 published recipes differ in. `main` has several detectors.
 
 How often a run is evaluated does not change what it learns. A run is evaluated where a table has a
-number of it and nowhere else, so nothing is selected on the validation images: every number is of
-the model at that point of its schedule, not of the best of several.
+number of it or its plot a point. Nothing is selected on the validation images: a number is of the
+model at that point of its schedule, not of the best of several. What only the kept model's score
+has (images by their objects, r) is of the best evaluation; if that is not the last, the table says
+so.
 """
 
 from __future__ import annotations

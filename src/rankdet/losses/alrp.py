@@ -82,7 +82,7 @@ def alrp_loss(
     Returns:
         `ALRPTerms` of 0-d tensors >= 0, float32 (float64 for float64 logits). Both 0 without
         positives. Both NaN if a logit that is not ignored is NaN or infinite; a bad loc_error
-        spoils ``localisation`` and every gradient.
+        spoils ``localisation`` and the gradients of all logits that its error is shared out to.
 
     Raises:
         TypeError: for logits or loc_errors that are not floating point, for no group.

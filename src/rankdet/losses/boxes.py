@@ -155,7 +155,7 @@ def giou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 
 def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """1 - DIoU of each pair of boxes, in [0, 2].
+    """1 - DIoU of each pair of boxes, in [0, 2] where corners are in order.
 
     With ρ the distance of the centres and c the diagonal of the smallest box around both:
 
@@ -163,7 +163,8 @@ def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
 
     Args:
         pred: [P, 4] boxes xyxy in pixels, floating; computed in float32 at least. A box whose
-            corners are swapped has no area.
+            corners are swapped has no area; its term of distance has no bound, as in published
+            code.
         target: [P, 4], likewise.
         eps: added to the union and to c² in the denominators, in px². A ratio whose denominator
             is at most this is 0 without gradient.
@@ -192,7 +193,7 @@ def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 
 def ciou_loss(pred: Tensor, target: Tensor, *, min_iou: float = 0.0, eps: float = 1e-7) -> Tensor:
-    """1 - CIoU of each pair of boxes, in [0, 2.5].
+    """1 - CIoU of each pair of boxes, in [0, 2.5] where corners are in order.
 
     DIoU and a term for the aspect ratio, with a = atan(width / height):
 
@@ -200,7 +201,8 @@ def ciou_loss(pred: Tensor, target: Tensor, *, min_iou: float = 0.0, eps: float 
 
     Args:
         pred: [P, 4] boxes xyxy in pixels, floating; computed in float32 at least. A box whose
-            corners are swapped has no area.
+            corners are swapped has no area; its term of distance has no bound, as in published
+            code.
         target: [P, 4], likewise.
         min_iou: the aspect term counts where IoU is at least this. 0 is the paper of 2020; its
             successor (see References) and mmdetection take 0.5.

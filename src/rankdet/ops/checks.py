@@ -5,6 +5,8 @@ Each looks at shapes and dtypes only, which costs nothing and never waits for a 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,10 +51,12 @@ def require_same_shape(name: str, value: Tensor, other_name: str, other: Tensor)
 
 
 def require_positive(name: str, value: float, *, zero_allowed: bool = False) -> None:
-    """Raise `ValueError` unless the number is above zero (or not below it)."""
+    """Raise `ValueError` unless the number is finite and above zero (or not below it)."""
     if not (value >= 0 if zero_allowed else value > 0):  # also refuses NaN
         bound = "zero or more" if zero_allowed else "above zero"
         raise ValueError(f"{name} must be {bound}, got {value}")
+    if value == math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

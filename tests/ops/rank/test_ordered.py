@@ -43,6 +43,16 @@ def test_spread_is_the_adjoint(count: int, delta: float) -> None:
     torch.testing.assert_close(down, up, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("delta", [1e-3, 1e-15, 1e-20])
+def test_ties_count_one_half_however_narrow_the_ramp(delta: float) -> None:
+    scores = torch.randint(-3, 4, (600,)).double()
+    keys = torch.rand(600)
+    values = torch.rand(1, 600, dtype=torch.float64)
+    by_bits = ordered._by_bits(scores, keys, values, delta)
+    matrix = ordered._by_matrix(scores, keys, values, delta)
+    torch.testing.assert_close(by_bits, matrix, rtol=1e-11, atol=1e-11)
+
+
 def test_an_outlier_costs_no_precision() -> None:
     scores, keys = torch.randn(500, dtype=torch.float64), torch.rand(500)
     scores[7] = 1e30

@@ -70,7 +70,7 @@ def test_equals_the_reference(
     expected = sum((r.counts() for r in references), torch.zeros(positives, dtype=torch.float64))
     assert_matches(operator.counts(), expected, COUNTS_RTOL, "counts")
     torch.testing.assert_close(operator.counts(), expected, rtol=1e-9, atol=0)  # each by itself
-    expected = torch.cat([r.spread(per_pos) for r in references])
+    expected = torch.cat([r.spread(per_pos, dtype=torch.float64) for r in references])
     for dtype, rtol in SPREAD_RTOL.items():
         result = operator.spread(per_pos, dtype=dtype)
         assert result.dtype == dtype
@@ -95,7 +95,9 @@ def test_every_dtype_with_entries_left_out(
     operator = rank_operator(pos, neg, 1.0, backend, skip=skip)
     reference = rank_operator(pos, neg, 1.0, "reference", skip=skip)
     assert_matches(operator.counts(), reference.counts(), COUNTS_RTOL, "counts")
-    assert_matches(operator.spread(weights), reference.spread(weights), 5e-7, "spread")
+    assert_matches(
+        operator.spread(weights), reference.spread(weights, dtype=torch.float64), 5e-7, "spread"
+    )
     assert (operator.spread(weights)[skip] == 0).all()
     assert operator.spread(weights, dtype=dtype).dtype == dtype
     for score, kept in zip((pos, neg), before, strict=True):
@@ -210,6 +212,23 @@ def test_what_is_not_finite_never_passes_unseen(
 
 
 @pytest.mark.parametrize("backend", ["reference", "vectorised"])
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_a_bad_negative_shows_without_positives_too(backend: str, size: int) -> None:
+    neg = torch.zeros(size)
+    neg[3], neg[5] = torch.nan, torch.inf
+    operator = rank_operator(neg[:0], neg, 1.0, backend, skip=torch.tensor([5]))
+    assert operator.spread(neg[:0]).isnan().nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("backend", ["reference", "vectorised"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_shares_are_of_the_dtype_of_the_scores(backend: str, dtype: torch.dtype) -> None:
+    pos, neg = torch.zeros(2, dtype=torch.float64), torch.zeros(3, dtype=dtype)
+    spread = rank_operator(pos, neg, 1.0, backend).spread(pos)
+    assert spread.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["reference", "vectorised"])
 def test_an_outlier_costs_no_precision(backend: str) -> None:
     pos, neg = (part.double() for part in scores("trained", 40, 5000, 1.0))
     far_pos, far_neg = torch.cat([pos, neg.new_tensor([1e30])]), neg.clone()
@@ -254,6 +273,8 @@ def test_bad_arguments_are_named() -> None:
     for delta in (-1.0, math.nan):
         with pytest.raises(ValueError, match="delta must be zero or more"):
             rank_operator(pos, neg, delta)
+    with pytest.raises(ValueError, match="delta must be finite, got inf"):
+        rank_operator(pos, neg, math.inf)
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', 'vector"):
         rank_operator(pos, neg, 1.0, "cuda")
     with pytest.raises(ValueError, match=r"per_pos must have shape \[2\], got \[3\]"):

@@ -112,7 +112,7 @@ class Result:
         torch.testing.assert_close(
             self.bins.beyond[1:-1], plain.beyond[1:-1], rtol=1e-9, atol=1e-300, msg="distances"
         )
-        expected = self.reference.spread(self.weights)
+        expected = self.reference.spread(self.weights, dtype=torch.float64)
         largest = float(expected.max()) if expected.numel() else 0.0
         for dtype in dtypes:
             result = self.spread(dtype)
@@ -173,7 +173,7 @@ def test_every_dtype_with_entries_left_out(
     result = Result(kernels, pos, neg, 1.0, skip)
     assert bool(result.bins.finite)
     torch.testing.assert_close(result.counts, result.reference.counts(), rtol=1e-9, atol=0)
-    expected = result.reference.spread(result.weights)
+    expected = result.reference.spread(result.weights, dtype=torch.float64)
     for kind in {dtype, torch.float64}:
         spread = result.spread(kind)
         assert (spread[skip] == 0).all()
@@ -269,7 +269,7 @@ def test_a_score_that_is_not_finite_is_seen(
     assert not bool(result.bins.finite)
     spread = result.spread(torch.float32)
     assert spread.isnan().nonzero().tolist() == [[TILE + 3]]
-    expected = result.reference.spread(result.weights)
+    expected = result.reference.spread(result.weights, dtype=torch.float64)
     torch.testing.assert_close(spread.double(), expected, rtol=0, atol=2e-6, equal_nan=True)
 
 
@@ -463,7 +463,7 @@ class Ranked:
         for each, weight in zip(range(2), weights, strict=True):
             one = Pieces(function.value[each], function.slope[each])
             args = (ranked.base, one, self.neg, self.skip, ranked.notes, torch.float64)
-            expected = reference.spread(weight)
+            expected = reference.spread(weight, dtype=torch.float64)
             torch.testing.assert_close(
                 kernels.evaluate(*args, tile=TILE),
                 expected,

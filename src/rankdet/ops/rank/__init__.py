@@ -106,8 +106,9 @@ def rank_operator(
         neg: [N] scores of the negatives, any floating dtype, on the same device.
         delta: half-width of the ramp, in units of the scores, >= 0.
         backend: "reference" (the P x N matrix in float64: the definition), "vectorised"
-            (plain torch, O((N + P) log P) time, O(P) memory beside the result), "triton" (the
-            same as kernels for a GPU, two reads of the scores), or "auto": by size and device.
+            (plain torch, O((N + P) log P) time, O(P) memory beside the result; on a CPU four
+            bytes for each of many negatives), "triton" (the same as kernels for a GPU, two reads
+            of the scores), or "auto": by size and device.
         skip: [S] int64, ascending indices into ``neg`` of entries that take no part, whatever
             their score: a way to leave out some entries of a large tensor without a copy.
 
@@ -117,8 +118,8 @@ def rank_operator(
 
     Raises:
         TypeError: for scores that are not floating point tensors.
-        ValueError: for other shapes, a negative or NaN ``delta``, tensors on different devices,
-            an unknown ``backend``, "triton" without a CUDA device.
+        ValueError: for other shapes, a negative or infinite ``delta`` or NaN, tensors on different
+            devices, an unknown ``backend``, "triton" without a CUDA device.
         ImportError: for "triton" where there is no Triton.
 
     References:

@@ -65,7 +65,10 @@ def _by_bits(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tens
     narrow = _running(scores.diff().clamp_(max=2 * delta))
     if delta > 0:
         ramps = torch.stack([scores - delta, scores + delta])
-        begin, end = torch.searchsorted(scores, ramps, right=True)
+        # Who stands at its very end is on the ramp, with a share of 0: so ties count 1/2 also
+        # where the scores are too large for `delta` to move them.
+        begin = torch.searchsorted(scores, ramps[0])
+        end = torch.searchsorted(scores, ramps[1], right=True)
     else:
         begin = end = torch.searchsorted(scores, scores)
     # Places at which the ramp of i begins and ends, and the end of all.
@@ -94,8 +97,9 @@ def _by_bits(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tens
     weight, moment = read.permute(2, 0, 1).split(sets)  # both [T, 3, P]
     result = weight[:, 2] - weight[:, 1]
     if delta > 0:
-        on_ramp = moment[:, 1] - moment[:, 0] - (narrow - delta) * (weight[:, 1] - weight[:, 0])
-        result += on_ramp / (2 * delta)
+        on_ramp = weight[:, 1] - weight[:, 0]
+        rise = moment[:, 1] - moment[:, 0] - narrow * on_ramp
+        result += rise / (2 * delta) + on_ramp / 2
     return torch.empty_like(result).index_copy_(1, order, result)
 
 

@@ -21,7 +21,11 @@ class ReferenceOperator:
 
     def __init__(self, pos: Tensor, neg: Tensor, delta: float, skip: Tensor | None) -> None:
         """Build the matrix. Skipped columns are zero; one that is not finite is NaN."""
+        self._dtype = torch.promote_types(neg.dtype, torch.float32)
         pos, neg = pos.double(), neg.double()
+        self._bad = ~neg.isfinite()
+        if skip is not None:
+            self._bad = self._bad.index_fill(0, skip, False)
         matrix = smoothed_step(neg[None, :] - pos[:, None], delta)  # [P, N]
         matrix = matrix.masked_fill(~neg.isfinite(), torch.nan)
         if skip is not None:
@@ -33,5 +37,7 @@ class ReferenceOperator:
         return self._matrix.sum(1) if per_neg is None else self._matrix @ per_neg.double()
 
     def spread(self, per_pos: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Return K^T w, [N] in ``dtype`` (float64 unless given)."""
-        return (per_pos @ self._matrix).to(dtype or torch.float64)
+        """Return K^T w, [N] in ``dtype``, by default that of the scores, float32 at least."""
+        # Without positives there is no row that would say which negatives are NaN.
+        shares = (per_pos @ self._matrix).masked_fill_(self._bad, torch.nan)
+        return shares.to(dtype or self._dtype)
