@@ -26,7 +26,7 @@ ROOMS = {
     "wording.py": (set(), set()),
     # The engine is given its parts built; it knows no name of any of them.
     "engine": (
-        {"engine", "eval", "pictures", "structures"},
+        {"engine", "eval", "pictures", "structures", "wording"},
         {"numpy", "pytorch_lightning", "rich", "safetensors", "torch"},
     ),
     "recipes": (set(), set()),

@@ -66,7 +66,7 @@ def test_images_with_other_classes_are_refused(
     names = ("zero", *card.classes[1:])
     save_model(tmp_path / "m.safetensors", weights, replace(card, classes=names))
     assert main(["evaluate", str(tmp_path / "m.safetensors"), "--data", str(digits)]) == 1
-    assert "classes that the model does not know: 0" in capsys.readouterr().err
+    assert "objects of 1 class that the model does not know: 0" in capsys.readouterr().err
 
 
 def test_a_model_of_another_class_count_is_refused(
@@ -120,6 +120,61 @@ def test_prediction_survives_any_image_and_names_the_bad_ones(
     assert (turned["width"], turned["height"]) == (40, 60), "as displayed, not as stored"
     assert (out / "plain.jpg").is_file()
     assert (out / "below" / "plain.jpg").is_file()
+
+
+def test_a_prediction_writes_over_nothing_but_an_earlier_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, out = tmp_path / "photo.jpg", tmp_path / "out"
+    Image.new("RGB", (40, 30)).save(photo)
+    before = photo.read_bytes()
+    # The image itself, and one of the same place that is not to be read.
+    other = tmp_path / "more" / "photo.png"
+    other.parent.mkdir()
+    Image.new("RGB", (40, 30)).save(other)
+    for image in (photo, other):
+        assert main(["predict", str(run), str(image), "--out", str(tmp_path)]) == 1
+        assert f"{photo} is there already" in capsys.readouterr().err.replace("\n", " ")
+        assert photo.read_bytes() == before
+    assert not (tmp_path / "predictions.json").exists()
+    for _ in range(2):
+        assert main(["predict", str(run), str(photo), "--out", str(out)]) == 0
+        assert " in 1 image -> " in capsys.readouterr().out.replace("\n", " ")
+    assert main(["predict", str(run), str(photo), "--out", str(tmp_path), "--no-pictures"]) == 0
+    assert main(["predict", str(run), str(photo), "--out", str(tmp_path)]) == 1
+    assert photo.read_bytes() == before
+
+
+def test_classes_without_a_threshold_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    weights, card = load_model(run / "best.safetensors")
+    for missing, warned in ((1, True), (10, False)):
+        thresholds = (None,) * missing + (0.5,) * (len(card.classes) - missing)
+        model = tmp_path / f"{missing}.safetensors"
+        save_model(model, weights, replace(card, thresholds=thresholds))
+        given = ["predict", str(model), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+        assert main(given) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("no threshold is known for 0, of which validation found nothing" in said) == warned
+        assert main([*given, "--threshold", "0.3"]) == 0
+        assert "no threshold is known" not in capsys.readouterr().out
+
+
+def test_the_numbers_of_a_run_stay_those_of_its_validation_images(
+    run: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "score.json").read_bytes()
+    given = ["evaluate", str(run), "--data", str(digits), "--split", "train", "--out"]
+    assert main([*given, str(run)]) == 1
+    assert "is the folder of a run" in capsys.readouterr().err.replace("\n", " ")
+    assert (run / "score.json").read_bytes() == before
+    (tmp_path / "file").touch()
+    assert main([*given, str(tmp_path / "file")]) == 1
+    assert "is a file; name a folder" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_threshold_is_kept_to(run: Path, digits: Path, tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def test_recipes_are_listed_shown_and_explained(capsys: pytest.CaptureFixture[st
     assert main(["recipes", "demo", "--set", "optimizer.lr=0.5"]) == 0
     assert "lr: 0.5" in capsys.readouterr().out
     assert main(["recipes", "--keys"]) == 0
-    assert "optimizer.lr" in capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr().out
+    # Each in one piece where they go to a file.
+    keys = {line.split(" ")[0] for line in said.splitlines()}
+    assert {"optimizer.lr", "model.anchors.octave_scales"} <= keys
 
 
 def test_a_mistyped_recipe_is_answered_with_the_nearest(
@@ -125,6 +128,9 @@ def test_data_check_fails_where_images_do_not_decode(
     bad.write_bytes(bad.read_bytes()[:200])
     assert main(["data", "check", str(folder), "--images", "0", "--decode"]) == 1
     assert bad.name in capsys.readouterr().out.replace("\n", "")
+    bad.write_bytes(b"")  # which is seen without decoding
+    assert main(["data", "check", str(folder), "--images", "0"]) == 1
+    assert f"{bad}: image does not decode" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_data_check_draws_what_it_can(
@@ -219,3 +225,9 @@ def test_digits_are_kept_where_they_are(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "other" / "mine.txt").write_text("keep me")
     assert main([*arguments[:3], str(tmp_path / "other"), *arguments[4:]]) == 1
     assert (tmp_path / "other" / "mine.txt").read_text() == "keep me"
+    capsys.readouterr()
+    below = tmp_path / "other" / "mine.txt" / "digits"
+    assert main([*arguments[:3], str(below), *arguments[4:]]) == 1
+    assert "a part of this path is a file; name another folder" in " ".join(
+        capsys.readouterr().err.split()
+    )

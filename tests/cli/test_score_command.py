@@ -169,6 +169,19 @@ def test_empty_detections_are_valid(files: Files, capsys: pytest.CaptureFixture[
     assert "There are no detections." in capsys.readouterr().out
 
 
+def test_detections_of_few_of_the_images_are_warned_of(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = data()
+    for most, warned in ((3, False), (2, True)):  # of six
+        files.found.write_text(json.dumps([one for one in found if one["image_id"] <= most]))
+        assert files.score() == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert (
+            f"{6 - most} of the 6 images with objects have no detection at all" in said
+        ) == warned
+
+
 def test_corners_for_sizes_are_warned_of(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     truth, found = data()
     for each in found:

@@ -120,6 +120,27 @@ def test_a_finished_run_is_not_continued(run: Path, capsys: pytest.CaptureFixtur
     assert "is complete" in capsys.readouterr().err
 
 
+def test_a_run_that_does_not_say_where_its_images_are(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "recipe.yaml").write_bytes((run / "recipe.yaml").read_bytes())
+    for content, said in (("{}", "data is missing"), ("{", "cannot be read")):
+        (copy / "run.json").write_text(content)
+        assert main(["train", "--resume", str(copy)]) == 1
+        message = capsys.readouterr().err.replace("\n", " ")
+        assert "run.json" in message
+        assert said in message
+
+
+def test_a_recipe_called_like_folders_gets_one_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert running.new_folder(None, "photos-../../mine") == Path("runs/photos-..-..-mine")
+
+
 def test_two_processes_train_together(digits: Path, tmp_path: Path) -> None:
     """Both see their own images and end with the same weights, balance and evaluation."""
     out = tmp_path / "ddp"
@@ -250,6 +271,9 @@ def test_the_recipe_is_printed_and_nothing_else_happens(
         (("--data", "x", "--recipe", "retinanet_r50_alpr"), "retinanet_r50_alrp"),
         (("--data", "x", "--set", "optimizer.learning_rate=1"), "optimizer.lr"),
         (("--data", "nowhere", "--recipe", "demo"), "nowhere"),
+        (("--data", "x", "--recipe", "demo", "--accelerator", "tpu2"), "cpu, cuda, gpu"),
+        (("--data", "x", "--recipe", "demo", "--accelerator", "tpu"), "there is none here"),
+        (("--data", "x", "--recipe", "demo", "--strategy", "dpd"), "auto, ddp"),
     ],
 )
 def test_wrong_calls_are_answered(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankdet.wording import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -252,7 +254,8 @@ def relabel(images: ImageSet, card: ModelCard, source: str) -> ImageSet:
     foreign = [name for name in unknown if images.classes.index(name) in used]
     if foreign:
         raise RunError(
-            f"{source} has objects of {len(foreign)} classes that the model does not know: "
+            f"{source} has objects of {counted(len(foreign), 'class', 'classes')} that the model "
+            "does not know: "
             f"{_few(foreign)}; it was trained on {len(card.classes)}: {_few(card.classes)}"
         )
     new = np.array([known.get(name, -1) for name in images.classes], dtype=np.int64)

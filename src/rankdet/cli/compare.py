@@ -266,6 +266,6 @@ def _write_report(
         )
     except ValueError as error:
         raise RunError(
-            f"these two cannot stand in one report: {error}. Score both on the same ground truth "
-            "by --ground-truth"
+            "these two cannot stand in one report; score both on the same ground truth by "
+            f"--ground-truth: {error}"
         ) from error

@@ -77,7 +77,8 @@ def add_to(verbs: Any) -> None:
         help="make the built-in data set: handwritten digits on photographs",
         description="Write the built-in data set in COCO's format: real handwritten digits (those "
         "of scikit-learn, 8 x 8 pixels) in many sizes and colours on two photographs. No digit is "
-        "in two splits, but the same writers and the same two photographs are.",
+        "in two splits, but the same writers and the same two photographs are. An earlier set of "
+        "digits in the folder is replaced.",
         epilog=DIGITS_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -88,7 +89,12 @@ def add_to(verbs: Any) -> None:
         "--size", type=_side, default=128, help="side of the images in pixels, 64 to 1024 (128)"
     )
     digits.add_argument("--seed", type=count_from(0), default=0, help="other images (0)")
-    digits.add_argument("--overwrite", action="store_true", help="replace what is there")
+    digits.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write into a folder that holds something "
+        "else: its images, annotations and digits.json are replaced",
+    )
     digits.set_defaults(run=run_digits)
     data_coco.add_to(actions)
     data_minitrain.add_to(actions)
@@ -102,8 +108,9 @@ def _side(text: str) -> int:
 
 
 def run_check(given: argparse.Namespace) -> int:
-    """Check a folder; the exit code is 1 if images do not decode."""
+    """Check a folder; the exit code is 1 if an image cannot be read as annotated."""
     from rankdet.cli.common import Voice, find_data
+    from rankdet.data.images import UNUSABLE
 
     voice = Voice()
     name = Path(given.folder).resolve().name
@@ -118,8 +125,10 @@ def run_check(given: argparse.Namespace) -> int:
         if len(split.problems) > len(shown):
             more = len(split.problems) - len(shown)
             voice.say(f"  ... and {more} more in {split.name} (--problems 0 lists them all)")
+        if any(problem.message == UNUSABLE for problem in split.problems):
+            code = 1
     if given.decode:
-        code = _decode_all(found, voice)
+        code = max(code, _decode_all(found, voice))
     if given.images:
         drawn, faults = _draw_sheet(found, path, kind, given.images, given.seed)
         for fault in faults:

@@ -50,16 +50,23 @@ def run(given: argparse.Namespace) -> int:
 
     from rankdet.cli.common import Voice, device_of, find_data, load, pick_split, relabel
     from rankdet.cli.reporting import write_report
-    from rankdet.cli.running import splits
+    from rankdet.cli.running import is_run, splits
     from rankdet.config.assemble import Hardware, testing_loader, workers_for
     from rankdet.config.build_model import build_post_process
     from rankdet.data.imageset import to_coco
     from rankdet.engine.detecting import detect, to_results
-    from rankdet.engine.files import write_json
+    from rankdet.engine.files import RunError, write_json
     from rankdet.eval.score import score
     from rankdet.eval.table import table
 
     voice = Voice()
+    if given.out and given.split != "val" and is_run(Path(given.out)):
+        raise RunError(
+            f"--out {given.out} is the folder of a run, whose numbers are those of its validation "
+            f"images; give another for split {given.split}"
+        )
+    if given.out and Path(given.out).is_file():
+        raise RunError(f"--out {given.out} is a file; name a folder")
     device = device_of(given)
     model = load(Path(given.model), device)
     found = find_data(given.data, voice)

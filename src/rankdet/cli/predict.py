@@ -11,6 +11,7 @@ from typing import Any
 from rankdet.cli.common import add_device, add_tta, plain
 from rankdet.wording import counted
 
+RESULTS = "predictions.json"
 EXAMPLES = """\
 examples:
   rankdet predict runs/photos-1/best.safetensors new/ --out found/
@@ -55,7 +56,14 @@ def run(given: argparse.Namespace) -> int:
     model = load(Path(given.model), device_of(given))
     predictor = model.predictor(given.threshold, tta=given.tta)
     voice.say(_thresholds(model.card, given.threshold))
+    unknown = _without_threshold(model.card)
+    if given.threshold is None and unknown:
+        voice.warn(
+            f"no threshold is known for {plain(unknown)}, of which validation found nothing right: "
+            "whatever is among the best 100 boxes of an image is kept; see --threshold"
+        )
     paths = list(find_images(given.images, out))
+    _spare([path for path, _ in paths], out, [] if given.no_pictures else [p for _, p in paths])
     bad: list[str] = []
     boxes = 0
 
@@ -88,10 +96,10 @@ def run(given: argparse.Namespace) -> int:
                     found.save_picture(out / place)
             file.write("\n]\n")
 
-    write_atomically(out / "predictions.json", write)
+    write_atomically(out / RESULTS, write)
     done = len(paths) - len(bad)
     said = f"{counted(boxes, 'box', 'boxes')} in {counted(done, 'image')}"
-    voice.say(f"{said} -> {plain(out / 'predictions.json')}")
+    voice.say(f"{said} -> {plain(out / RESULTS)}")
     if bad:
         voice.say(f"{counted(len(bad), 'image')} could not be read: left out")
     return 1 if bad else 0
@@ -129,7 +137,29 @@ def find_images(names: list[str], out: Path) -> Iterator[tuple[Path, Path]]:
             yield path, place
     if not taken:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise RunError(f"no images in {', '.join(names)} (endings: {endings})")
+        raise RunError(
+            f"no images in {', '.join(names)} (endings: {endings}; what lies in --out {out} is not "
+            "looked at)"
+        )
+
+
+def _spare(images: list[Path], out: Path, pictures: list[Path]) -> None:
+    """Refuse to write over an image that is to be read, or over what no prediction wrote.
+
+    Raises:
+        RunError: with the first file that would be lost.
+    """
+    from rankdet.engine.files import RunError
+
+    read = {path.resolve() for path in images}
+    again = (out / RESULTS).is_file()
+    for place in pictures:
+        file = out / place
+        if file.resolve() in read or (not again and file.exists()):
+            raise RunError(
+                f"{file} is there already, and its picture with boxes would replace it; give --out "
+                "a folder of its own, or write no pictures (--no-pictures)"
+            )
 
 
 def _thresholds(card: Any, threshold: float | None) -> str:
@@ -144,6 +174,15 @@ def _thresholds(card: Any, threshold: float | None) -> str:
         f"LRP-optimal thresholds of the validation split, by class: {min(known):.3g} to "
         f"{max(known):.3g} (--threshold overrides)"
     )
+
+
+def _without_threshold(card: Any) -> str:
+    """Name the classes without a threshold, "" where all or none have one."""
+    pairs = list(zip(card.classes, card.thresholds, strict=False))
+    names = [name for name, threshold in pairs if threshold is None]
+    if len(names) == len(pairs):
+        return ""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _score(text: str) -> float:

@@ -37,6 +37,8 @@ def run(given: argparse.Namespace) -> int:
     from rankdet.config.load import dump, explain_keys, load_recipe, shipped
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 200  # for grep and files: a key in one piece
     if given.recipe:
         print(dump(load_recipe(given.recipe, given.set)), end="")
         return 0

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -24,9 +25,11 @@ from rankdet.data.imageset import ImageSet
 from rankdet.data.loader import explain_worker_death
 from rankdet.data.split import hold_out
 from rankdet.engine.files import RunError, write_json, write_text
+from rankdet.engine.hardware import check_hardware
 from rankdet.engine.trainer import MODEL, STATE, Outcome, Plan, train
 from rankdet.eval.score import Score
 from rankdet.eval.table import table
+from rankdet.wording import counted
 
 RECIPE = "recipe.yaml"
 SETTINGS = "run.json"
@@ -52,6 +55,8 @@ def new_folder(out: str | None, name: str) -> Path:
         if not is_first():
             return Path(out)
     if out is None:
+        # A recipe may be called anything; a name of folders within folders it is not.
+        name = re.sub(r"[/\\]", "-", name)
         folder, count = Path("runs") / name, 1
         while folder.exists():
             count += 1
@@ -59,7 +64,7 @@ def new_folder(out: str | None, name: str) -> Path:
         return folder
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = f"go on with it by `rankdet train --resume {out}`, or " if _is_run(folder) else ""
+        hint = f"go on with it by `rankdet train --resume {out}`, or " if is_run(folder) else ""
         raise RunError(f"--out {out} exists and is not empty; {hint}choose another folder")
     return folder
 
@@ -99,10 +104,26 @@ def read_settings(folder: Path) -> tuple[Recipe, str]:
     Raises:
         RunError: the folder holds no run.
     """
-    if not _is_run(folder):
+    if not is_run(folder):
         raise RunError(f"{folder} holds no run: {RECIPE} and {SETTINGS} are not both there")
     recipe = load_recipe(str(folder / RECIPE), ())
-    return recipe, str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["data"])
+    return recipe, str(settings_in(folder)["data"])
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """Return what `write_settings` wrote.
+
+    Raises:
+        RunError: it cannot be read, or does not say where the images are.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise RunError(f"{path} cannot be read ({fault}); a run writes it at its start") from fault
+    if not isinstance(settings, dict) or not isinstance(settings.get("data"), str):
+        raise RunError(f"{path} does not say where the images are: data is missing; add it")
+    return settings
 
 
 def run_in(
@@ -116,6 +137,7 @@ def run_in(
     prepare: Callable[[], None] | None = None,
 ) -> int:
     """Train in a folder, then say what came out; return the exit code."""
+    check_hardware(hardware.accelerator, hardware.strategy, hardware.devices)
     found = find_data(data, voice)
     training, validation = splits(found, recipe, voice)
     plan = make_plan(recipe, len(training), hardware)
@@ -177,7 +199,8 @@ def describe(
     """Say what is about to happen, and what differs from what the recipe's name promises."""
     epochs = plan.steps * recipe.batch.size / max(len(training), 1)
     voice.say(
-        f"[bold]{plain(recipe.name)}[/bold]: {plan.steps} steps of {recipe.batch.size} images "
+        f"[bold]{plain(recipe.name)}[/bold]: {counted(plan.steps, 'step')} of "
+        f"{counted(recipe.batch.size, 'image')} "
         f"({epochs:.1f} epochs), {plan.precision}"
     )
     optimizer = recipe.optimizer
@@ -221,13 +244,13 @@ def finish(
 
     whole = json.loads((folder / "score.json").read_text(encoding="utf-8"))
     result = Score.from_json(whole)
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings = settings_in(folder)
     facts = {
         "recipe": f"{recipe.name}: {recipe.description}",
         "data": f"{settings['data']}, split {validation.name}",
         "training": f"{_minutes(outcome.seconds)} in the last session, on {hardware_name()}",
-        "command": settings["command"],
-        "started": settings["started"],
+        "command": settings.get("command", ""),
+        "started": settings.get("started", ""),
     }
     title = f"{recipe.name} on {Path(settings['data']).name}"
     page = write_report(folder, validation, result, title=title, facts=facts)
@@ -245,7 +268,7 @@ def hardware_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads"
+    return counted(torch.get_num_threads(), "CPU thread")
 
 
 def environment() -> dict[str, Any]:
@@ -289,7 +312,8 @@ def _typed(path: Path) -> str:
     return plain(shlex.quote(str(path)))
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
     return (folder / RECIPE).is_file() and (folder / SETTINGS).is_file()
 
 

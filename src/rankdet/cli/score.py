@@ -156,6 +156,15 @@ def run(given: argparse.Namespace) -> int:
     write_together(outputs)
     voice = Voice()
     voice.show(table(result, classes=given.classes))
+    import numpy as np
+
+    looked_at = np.unique(instances.gt_image)
+    silent = np.setdiff1d(looked_at, instances.dt_image).size
+    if instances.dt_image.size and 2 * silent > looked_at.size:
+        voice.warn(
+            f"{silent} of the {looked_at.size} images with objects have no detection at all: are "
+            "the detections of this split?"
+        )
     for kind, path in (("numbers", given.json), ("report", given.html)):
         if path:
             voice.say(f"{kind:8}{plain(path)}")

@@ -78,6 +78,10 @@ def write_digits(
             f"{out}: no permission to write the digits ({fault}); allow writing to {out.parent}, or"
             " name another folder"
         ) from fault
+    except (NotADirectoryError, FileExistsError) as fault:
+        raise DataError(
+            f"{out}: a part of this path is a file; name another folder for the digits"
+        ) from fault
     except OSError as fault:
         raise DataError(
             f"{out}: the digits cannot be written ({fault}); they need about"

@@ -212,7 +212,8 @@ def _sampled(image_set: ImageSet) -> ImageSet:
     if len(problems) > min(_SAMPLE, len(image_set)) / 2:
         raise DataError(
             f"{len(problems)} of {min(_SAMPLE, len(image_set))} images of {image_set.name} that"
-            f" were opened cannot be used as annotated; the first: {problems[0].value}"
+            f" were opened cannot be used as annotated; the first: {problems[0].file}:"
+            f" {problems[0].value}"
         )
     return replace(image_set, problems=image_set.problems + problems)
 

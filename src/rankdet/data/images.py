@@ -15,6 +15,9 @@ from PIL import Image
 from rankdet.data.errors import DataError
 from rankdet.data.imageset import ImageSet, Problem, Record
 
+UNUSABLE = "image cannot be used as annotated"
+"""The problem of an image that cannot be opened or has another size."""
+
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded without being asked for: 20,000 x 10,000, 0.6 GB as RGB."""
 
@@ -124,9 +127,8 @@ def check_images(image_set: ImageSet, *, sample: int | None = None) -> tuple[Pro
             if wanted not in (size, displayed):
                 raise _wrong_size(record.path, displayed, wanted)
         except DataError as fault:
-            problems.append(
-                Problem(record.path, "image", "image cannot be used as annotated", str(fault))
-            )
+            value = str(fault).removeprefix(f"{record.path}: ")
+            problems.append(Problem(record.path, "image", UNUSABLE, value))
     return tuple(problems)
 
 

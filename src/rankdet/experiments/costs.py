@@ -171,7 +171,8 @@ def _where(settings: Mapping[str, object]) -> str:
     gpus = settings.get("gpus")
     if isinstance(gpus, list) and gpus:
         return str(gpus[0])
-    return f"{settings.get('cpu_threads')} CPU threads"
+    threads = settings.get("cpu_threads")
+    return f"{threads} CPU {'thread' if threads == 1 else 'threads'}"
 
 
 def _list(values: Sequence[float]) -> str:

@@ -19,6 +19,7 @@ from rankdet.engine.trainer import train
 from rankdet.experiments.costs import StepTime
 from rankdet.experiments.folders import METRICS
 from rankdet.experiments.table import Run
+from rankdet.wording import counted
 
 STEPS = 10
 """That are timed."""
@@ -66,7 +67,7 @@ def measure_step(run: Run, training: ImageSet, validation: ImageSet, *, threads:
                         for row in csv.DictReader(file) if row["lr"]}  # fmt: skip
     finally:
         torch.set_num_threads(before)
-    device = torch.cuda.get_device_name() if hardware.has_gpu else f"{threads} CPU threads"
+    device = torch.cuda.get_device_name() if hardware.has_gpu else counted(threads, "CPU thread")
     return StepTime((rows[few] - rows[_WARM_UP]) / STEPS, f"{STEPS} steps just now on {device}")
 
 

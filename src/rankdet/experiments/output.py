@@ -126,7 +126,9 @@ def _facts(results: Sequence[Result], images: Images, command: str) -> Mapping[s
 def _machine(settings: Mapping[str, object]) -> str:
     gpus = settings.get("gpus")
     device = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
-    return f"{settings.get('platform')}, {settings.get('cpu_threads')} CPU threads, {device}"
+    threads = settings.get("cpu_threads")
+    cores = f"{threads} CPU {'thread' if threads == 1 else 'threads'}"
+    return f"{settings.get('platform')}, {cores}, {device}"
 
 
 def _several(values: Iterable[object]) -> str:
