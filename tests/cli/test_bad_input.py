@@ -85,6 +85,37 @@ def test_faulty_data_are_named(
     assert not (out / "best.safetensors").exists()
 
 
+def test_one_image_that_is_none_stops_a_run_before_it_begins(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digits, folder)
+    bad = sorted((folder / "images").glob("train*"))[2]
+    bad.write_bytes(b"")
+    arguments = ["train", "--data", str(folder), "--recipe", "demo", "--out", str(out)]
+    assert main([*arguments, *settings()]) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"1 image cannot be used as annotated, the first: {bad}: does not decode" in said
+    assert not out.exists()
+
+
+def test_a_run_that_meets_a_damaged_image_says_how_to_go_on(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digits, folder)
+    for path in (folder / "images").glob("train*"):
+        path.write_bytes(path.read_bytes()[:3000])  # opens, but does not decode
+    arguments = ["train", "--data", str(folder), "--recipe", "demo", "--out", str(out)]
+    assert main([*arguments, *settings()]) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "does not decode" in said
+    assert f"then rankdet train --resume {out}" in said
+    shutil.copytree(digits, folder, dirs_exist_ok=True)
+    assert main(["train", "--resume", str(out)]) == 0
+    assert (out / "best.safetensors").is_file()
+
+
 def test_single_bad_boxes_are_left_out_and_reported(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +127,8 @@ def test_single_bad_boxes_are_left_out_and_reported(
         boxes[0]["bbox"] = [1, 1, 0, 5]
         boxes[1]["bbox"] = [200, 200, 5, 5]
         boxes[2]["bbox"] = [None, 1, 5, 5]
+        del boxes[-1]["bbox"]
+        boxes[-1]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
         content["images"][0]["file_name"] = "gone.png"
 
     _edit(folder, change)
@@ -103,6 +136,7 @@ def test_single_bad_boxes_are_left_out_and_reported(
     said = capsys.readouterr().out
     assert "Problems in train" in said
     assert "gone.png" in said.replace("\n", "")
+    assert "bbox is missing; add the box around its segmentation" in " ".join(said.split())
 
 
 def test_a_folder_that_must_not_be_written_to(
@@ -169,5 +203,7 @@ def test_a_truncated_state_is_refused(
     state.write_bytes(state.read_bytes()[:1000])
     capsys.readouterr()
     assert main(["train", "--resume", str(out)]) == 1
-    assert "last.ckpt" in capsys.readouterr().err
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "last.ckpt cannot be read as the state of a run" in said
+    assert "whose last.ckpt is removed begins again" in said
     assert (out / "best.safetensors").is_file()

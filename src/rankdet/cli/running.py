@@ -21,6 +21,8 @@ from rankdet.config.load import dump, load_recipe
 from rankdet.config.losses import rankings_of
 from rankdet.config.recipe import Recipe
 from rankdet.data.discover import DataFolder
+from rankdet.data.errors import DataError
+from rankdet.data.images import UNUSABLE
 from rankdet.data.imageset import ImageSet
 from rankdet.data.loader import explain_worker_death
 from rankdet.data.split import hold_out
@@ -140,6 +142,13 @@ def run_in(
     check_hardware(hardware.accelerator, hardware.strategy, hardware.devices)
     found = find_data(data, voice)
     training, validation = splits(found, recipe, voice)
+    for images in (training, validation):
+        unusable = [problem for problem in images.problems if problem.message == UNUSABLE]
+        if unusable:
+            raise RunError(
+                f"{counted(len(unusable), 'image')} cannot be used as annotated, the first: "
+                f"{unusable[0].file}: {unusable[0].value}; `rankdet data check --decode` names all"
+            )
     plan = make_plan(recipe, len(training), hardware)
     describe(recipe, plan, training, hardware, voice)
     parts = make_parts(recipe, training, validation, plan, hardware)
@@ -155,6 +164,13 @@ def run_in(
         resume = (folder / STATE).is_file()
     try:
         outcome = train(folder, parts, plan, console=voice.console, resume=resume)
+    except DataError as fault:
+        if voice.quiet:
+            raise
+        raise DataError(
+            f"{fault}. What was trained is kept: put that right, then rankdet train --resume "
+            f"{shlex.quote(str(folder))}"
+        ) from fault
     except RuntimeError as fault:
         # A process of the data loader that dies is noticed wherever the program is just then.
         explained = explain_worker_death(fault)

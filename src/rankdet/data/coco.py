@@ -336,7 +336,11 @@ def _boxes(
         index = chosen[place]
         entry = entries[index]
         record = f"annotation {entry.get('id', index)} of {images[image[place]].path.name}"
-        value = str(entry.get("bbox"))
+        if entry.get("bbox") is None:
+            outline = entry.get("segmentation")
+            remedy = "; add the box around its segmentation" if outline else ""
+            return path, record, f"bbox is missing{remedy}"
+        value = str(entry["bbox"])
         return path, record, f"bbox {value if len(value) <= 80 else value[:77] + '...'}"
 
     return RawBoxes(

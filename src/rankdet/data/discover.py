@@ -86,9 +86,11 @@ def discover(folder: Path) -> DataFolder:
     splits = share_classes(splits, derived=layout == "Pascal VOC xml")
     splits = {name: _sampled(image_set) for name, image_set in splits.items()}
     if "train" in splits and not any((~r.crowd).any() for r in splits["train"].records):
+        faults = splits["train"].problems
+        first = f"; the first of {len(faults)} problems: {faults[0]}" if faults else ""
         raise DataError(
             f"{folder}: the {len(splits['train'])} images of train have no object; there is"
-            " nothing to learn from them. Check that annotations and images belong together"
+            f" nothing to learn from them. Check that annotations and images belong together{first}"
         )
     notes += _overlaps(splits)
     order = [name for name in SPLITS if name in splits]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import textwrap
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -185,10 +186,11 @@ def load_state(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
         OSError,
         SafetensorError,
     ) as error:  # PyTorch reads a file named .safetensors by that library
-        reason = str(error).split("\n")[0][:200]
+        reason = textwrap.shorten(str(error), 100, placeholder=" ...")
         raise RunError(
-            f"{path} cannot be read as the state of a run: {reason}. It was cut off, or holds "
-            f"more than weights and is refused"
+            f"{path} cannot be read as the state of a run: it was cut off, or holds more than "
+            f"weights and is refused ({reason}). Copy it again; a run whose last.ckpt is removed "
+            "begins again from the start"
         ) from error
     return state
 
