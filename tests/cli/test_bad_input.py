@@ -128,7 +128,6 @@ def test_single_bad_boxes_are_left_out_and_reported(
         boxes[1]["bbox"] = [200, 200, 5, 5]
         boxes[2]["bbox"] = [None, 1, 5, 5]
         del boxes[-1]["bbox"]
-        boxes[-1]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
         content["images"][0]["file_name"] = "gone.png"
 
     _edit(folder, change)
@@ -136,7 +135,7 @@ def test_single_bad_boxes_are_left_out_and_reported(
     said = capsys.readouterr().out
     assert "Problems in train" in said
     assert "gone.png" in said.replace("\n", "")
-    assert "bbox is missing; add the box around its segmentation" in " ".join(said.split())
+    assert "bbox is missing (a segmentation alone is not read)" in " ".join(said.split())
 
 
 def test_a_folder_that_must_not_be_written_to(

@@ -337,9 +337,7 @@ def _boxes(
         entry = entries[index]
         record = f"annotation {entry.get('id', index)} of {images[image[place]].path.name}"
         if entry.get("bbox") is None:
-            outline = entry.get("segmentation")
-            remedy = "; add the box around its segmentation" if outline else ""
-            return path, record, f"bbox is missing{remedy}"
+            return path, record, "bbox is missing (a segmentation alone is not read)"
         value = str(entry["bbox"])
         return path, record, f"bbox {value if len(value) <= 80 else value[:77] + '...'}"
 
