@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from rankdet.config.load import load_recipe
 from rankdet.config.recipe import RecipeError
 from rankdet.engine.checkpoint import load_model, load_state
 from rankdet.engine.files import RunError
+from rankdet.engine.keeping import KeepState
 
 COMMAND = [sys.executable, "-m", "rankdet.cli.main"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -111,6 +113,31 @@ def test_a_signal_saves_and_leaves(
         pytest.skip("the run was over before the signal came")
     assert process.returncode == 128 + number, said
     assert "rankdet train --resume" in said
+    assert main(["train", "--resume", str(out)]) == 0
+    assert_same_weights(out, run)
+
+
+def test_who_interrupts_twice_is_let_go_and_told_how_to_go_on(
+    run: Path, digits: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, after_step = tmp_path / "stopped", KeepState.after_step
+
+    def twice(self: KeepState, trainer: Any, module: Any, *, last: bool) -> None:
+        after_step(self, trainer, module, last=last)
+        if trainer.global_step == 4 and not resumed:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    resumed = False
+    monkeypatch.setattr(KeepState, "after_step", twice)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(train_arguments(digits, out)) == 130
+    assert signal.getsignal(signal.SIGINT) == before
+    said = " ".join(capsys.readouterr().out.split())
+    assert "interrupted at once; what was saved before is kept" in said
+    assert f"Go on: rankdet train --resume {out}" in said
+    resumed = True
     assert main(["train", "--resume", str(out)]) == 0
     assert_same_weights(out, run)
 

@@ -164,6 +164,12 @@ def run_in(
         resume = (folder / STATE).is_file()
     try:
         outcome = train(folder, parts, plan, console=voice.console, resume=resume)
+    except KeyboardInterrupt:
+        voice.say(
+            "interrupted at once; what was saved before is kept. Go on: rankdet train --resume "
+            f"{_typed(folder)}"
+        )
+        return 130
     except DataError as fault:
         if voice.quiet:
             raise

@@ -163,6 +163,11 @@ def train(
                 weights_only=True,
             )
             module.require_finite()
+        except SystemExit as left:
+            if keep.signal is None:
+                raise
+            # So Lightning ends where somebody interrupts for the second time.
+            raise KeyboardInterrupt from left
         except OSError as error:
             if error.errno not in FULL:
                 raise
