@@ -19,7 +19,7 @@ ROOMS = {
     # Models know no loss, no assigner and no criterion.
     "models": ({"models", "ops", "structures"}, {"safetensors", "timm", "torch", "torchvision"}),
     "data": (
-        {"data", "ops", "structures"},
+        {"data", "ops", "structures", "wording"},
         {"PIL", "numpy", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml"},
     ),
     "pictures.py": (set(), {"PIL", "numpy"}),

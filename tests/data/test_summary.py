@@ -93,7 +93,7 @@ def test_rendered_numbers_and_names() -> None:
     other = replace(one, name="val")
     text = shown(one, other)
     assert "[red]dog" in text
-    assert "1 of the classes have no box" in text
+    assert "1 class without a box" in text
     assert "1 (50%)" in text
     assert "2 more classes" in shown(one, other, classes=1)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from rankdet.data.errors import DataError
 from rankdet.data.imageset import ImageSet, Record
+from rankdet.wording import counted
 
 
 def hold_out(
@@ -38,8 +39,8 @@ def hold_out(
     total = len(image_set)
     if total < 2:
         raise DataError(
-            f"{image_set.root}: {total} image(s) cannot be split into training and validation;"
-            " two are needed at least, or a folder with its own validation split"
+            f"{image_set.root}: {counted(total, 'image')} cannot be split into training and"
+            " validation; two are needed at least, or a folder with its own validation split"
         )
     wanted = min(max(round(fraction * total), 1), total - 1)
     records = image_set.records

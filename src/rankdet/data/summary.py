@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankdet.data.imageset import ImageSet, Problem
+from rankdet.wording import counted
 
 COUNT_BINS = (("0-3", 0, 3), ("4-10", 4, 10), ("11-20", 11, 20), ("21-62", 21, 62))
 _LAST_BIN = "63+"
@@ -208,7 +209,7 @@ def _classes(summaries: Sequence[Summary], most: int) -> Table:
     total = len(summaries[0].classes) if summaries else 0
     boxes = [sum(s.classes[label].boxes for s in summaries) for label in range(total)]
     order = sorted(range(total), key=lambda label: -boxes[label])
-    table = Table(title=f"{total} classes", title_justify="left")
+    table = Table(title=counted(total, "class", "classes"), title_justify="left")
     table.add_column("boxes (images)")
     for summary in summaries:
         table.add_column(Text(summary.name), justify="right")
@@ -222,7 +223,7 @@ def _classes(summaries: Sequence[Summary], most: int) -> Table:
         table.add_row(Text(f"{len(rest)} more classes"), *(Text(f"{value:,}") for value in sums))
     unused = sum(count == 0 for count in boxes)
     if unused:
-        table.caption = Text(f"{unused} of the classes have no box")
+        table.caption = Text(f"{counted(unused, 'class', 'classes')} without a box")
     return table
 
 
