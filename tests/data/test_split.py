@@ -83,7 +83,7 @@ def test_names_and_problems() -> None:
 
 
 def test_too_few_images_and_wrong_fractions() -> None:
-    with pytest.raises(DataError, match=r"/data: 1 image\(s\) cannot be split"):
+    with pytest.raises(DataError, match=r"/data: 1 image cannot be split"):
         hold_out(image_set([[0]]))
     for fraction in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="fraction must be in"):
