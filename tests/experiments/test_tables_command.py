@@ -264,6 +264,7 @@ def test_steps_are_timed_on_the_data(
         (("--set", "training.seed=3"), "the seeds of a table are given by --seeds"),
         (("--set", "optimizer.learning_rate=1"), "optimizer.lr"),
         (("--data", "nowhere"), "nowhere"),
+        (("--dry-run", "--out", __file__), "is a file; name a folder"),
     ],
 )
 def test_wrong_calls_leave_nothing_behind(

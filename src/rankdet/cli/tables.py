@@ -184,6 +184,8 @@ def _prepare(given: argparse.Namespace) -> tuple[ImageSet, ImageSet, Work]:
 
     if given.measure and not given.dry_run:
         raise RunError("--measure goes with --dry-run")
+    if given.out and Path(given.out).is_file():
+        raise RunError(f"--out {given.out} is a file; name a folder")
     for change in given.set:
         if change.partition("=")[0].strip() == "training.seed":
             raise RunError(f"--set {change}: the seeds of a table are given by --seeds")
