@@ -76,7 +76,9 @@ DIFFER: list[tuple[str, str, set[str]]] = [
     *((f"{name}_alrp-small", f"{name}_alrp_published-small",
        {"criterion.localisation", "criterion.balance.kind", "criterion.balance.initial"})
       for name in ("atss", "retinanet", "fovea", "fcos")),
-    ("faster_rcnn_alrp-small", "faster_rcnn_alrp_published-small", set()),
+    ("faster_rcnn_alrp-small", "faster_rcnn_alrp_published-small",
+     {f"criterion.{stage}.{key}" for stage in ("first", "second")
+      for key in ("localisation", "balance.kind", "balance.initial")}),
     ("atss_alrp-small", "demo",
      {"model.levels", "optimizer.lr", "data.train_size", "data.test_shorter",
       "data.test_longer", "data.cache_mb",
