@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-def counted(value: int, one: str, many: str | None = None) -> str:
+def counted(value: object, one: str, many: str | None = None) -> str:
     """Return a count with its noun.
 
     Args:
-        value: how many.
+        value: how many; what is no number, such as None, takes the plural.
         one: the noun.
         many: its plural, if that is not `one` with an s.
 

@@ -256,7 +256,7 @@ def relabel(images: ImageSet, card: ModelCard, source: str) -> ImageSet:
         raise RunError(
             f"{source} has objects of {counted(len(foreign), 'class', 'classes')} that the model "
             "does not know: "
-            f"{_few(foreign)}; it was trained on {len(card.classes)}: {_few(card.classes)}"
+            f"{few(foreign)}; it was trained on {len(card.classes)}: {few(card.classes)}"
         )
     new = np.array([known.get(name, -1) for name in images.classes], dtype=np.int64)
     records = tuple(
@@ -266,6 +266,7 @@ def relabel(images: ImageSet, card: ModelCard, source: str) -> ImageSet:
     return replace(images, records=records, classes=card.classes, category_ids=card.category_ids)
 
 
-def _few(names: Sequence[str], most: int = 8) -> str:
+def few(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names in words, and how many there are if not all."""
     more = f", ... ({len(names)})" if len(names) > most else ""
     return ", ".join(names[:most]) + more

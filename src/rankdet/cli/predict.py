@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device, add_tta, plain
+from rankdet.cli.common import add_device, add_tta, few, plain
 from rankdet.wording import counted
 
 RESULTS = "predictions.json"
@@ -59,8 +59,8 @@ def run(given: argparse.Namespace) -> int:
     unknown = _without_threshold(model.card)
     if given.threshold is None and unknown:
         voice.warn(
-            f"no threshold is known for {plain(unknown)}, of which validation found nothing right: "
-            "whatever is among the best 100 boxes of an image is kept; see --threshold"
+            f"no threshold is known for {plain(few(unknown))}, of which validation found nothing "
+            "right: whatever is among the best 100 boxes of an image is kept; see --threshold"
         )
     paths = list(find_images(given.images, out))
     _spare([path for path, _ in paths], out, [] if given.no_pictures else [p for _, p in paths])
@@ -176,13 +176,12 @@ def _thresholds(card: Any, threshold: float | None) -> str:
     )
 
 
-def _without_threshold(card: Any) -> str:
-    """Name the classes without a threshold, "" where all or none have one."""
-    pairs = list(zip(card.classes, card.thresholds, strict=False))
-    names = [name for name, threshold in pairs if threshold is None]
-    if len(names) == len(pairs):
-        return ""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _without_threshold(card: Any) -> list[str]:
+    """Return the classes without a threshold, none where no class has one."""
+    if all(threshold is None for threshold in card.thresholds):
+        return []
+    pairs = zip(card.classes, card.thresholds, strict=True)
+    return [name for name, threshold in pairs if threshold is None]
 
 
 def _score(text: str) -> float:

@@ -25,6 +25,7 @@ from rankdet.experiments.folders import (
 )
 from rankdet.experiments.table import Run, Scale, Table, runs
 from rankdet.experiments.watching import clock, how_far
+from rankdet.wording import counted
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,7 @@ def _where(settings: Mapping[str, object]) -> str:
     gpus = settings.get("gpus")
     if isinstance(gpus, list) and gpus:
         return str(gpus[0])
-    threads = settings.get("cpu_threads")
-    return f"{threads} CPU {'thread' if threads == 1 else 'threads'}"
+    return counted(settings.get("cpu_threads"), "CPU thread")
 
 
 def _list(values: Sequence[float]) -> str:

@@ -126,9 +126,8 @@ def _facts(results: Sequence[Result], images: Images, command: str) -> Mapping[s
 def _machine(settings: Mapping[str, object]) -> str:
     gpus = settings.get("gpus")
     device = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
-    threads = settings.get("cpu_threads")
-    cores = f"{threads} CPU {'thread' if threads == 1 else 'threads'}"
-    return f"{settings.get('platform')}, {cores}, {device}"
+    threads = counted(settings.get("cpu_threads"), "CPU thread")
+    return f"{settings.get('platform')}, {threads}, {device}"
 
 
 def _several(values: Iterable[object]) -> str:
