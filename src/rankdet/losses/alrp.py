@@ -18,6 +18,7 @@ from rankdet.ops.checks import (
     require_positive,
     require_shape,
 )
+from rankdet.ops.rank.arrays import double, library_of, put, quiet, to_tensor
 from rankdet.ops.rank.distributed import Processes, carry, processes_of
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def alrp_loss(
         eps: a positive with FP_i <= eps has no error to share out; it still counts in the value.
         loc_ranking: how positives rank among themselves in the localisation part: "smooth" as
             in the formula above, "hard" by sorting, as in the authors' code. Then the sum runs
-            over the positives that score at least as high, and the order of ties is arbitrary.
+            over the positives that score at least as high; of equal scores, the one that stands
+            later in ``targets`` ranks above the others.
         group: the processes that rank together, a group of `torch.distributed`; None: this
             process on its own. See above.
 
@@ -179,7 +181,7 @@ def _eager(
     if processes is None:
         return _terms(classification, (loc_weights * loc_errors.double()).sum())
     with torch.no_grad():
-        whole = (loc_weights * ranked.each.double()).sum()
+        whole = (loc_weights * to_tensor(ranked.each)).sum()
         loc_weights = loc_weights[ranked.own] * ranked.processes
     return _terms(classification, carry(whole, (loc_weights * loc_errors.double()).sum()))
 
@@ -193,29 +195,32 @@ def _alrp(
     return _outputs(logits, ranked, delta, eps, hard)
 
 
+@quiet
 def _outputs(
     logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float, hard: bool
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return `error_sharing.outputs`, then the weight of each loc_error, [P] float64."""
-    false_positives, loc_errors = ranked.false_positives, ranked.each.double()
+    false_positives, loc_errors = ranked.false_positives, double(ranked.each)
+    xp = library_of(false_positives)
     own = error_sharing.self_pair(delta)
-    values = torch.stack([torch.ones_like(loc_errors), loc_errors])
+    values = xp.stack([xp.ones_like(loc_errors), loc_errors])
     # The pair (i, i) is taken out of the smoothed sums; where i counts, it counts as itself.
-    others, others_loc = torch.sub(ranked.pair_counts(values), values, alpha=own)
+    others, others_loc = ranked.pair_counts(values) - own * values
     ranks = others + 1 + false_positives
     faultless = false_positives <= eps
-    errors = ((false_positives + others_loc) / ranks).masked_fill_(faultless, 0.0)
-    weights = (errors / false_positives).masked_fill_(faultless, 0.0)
+    errors = put((false_positives + others_loc) / ranks, faultless, 0.0)
+    weights = put(errors / false_positives, faultless, 0.0)
 
-    per_rank = 1 / (ranks * max(ranks.numel(), 1))
+    per_rank = 1 / (ranks * max(len(ranks), 1))
     if hard:
-        order = ranked.pos.argsort()
-        loc_weights = torch.empty_like(per_rank).index_copy_(0, order, per_rank[order].cumsum(0))
+        order = xp.argsort(ranked.pos, stable=True)
+        loc_weights = xp.zeros_like(per_rank)
+        loc_weights[order] = per_rank[order].cumsum(0)
     else:
-        loc_weights = torch.add(ranked.pair_spread(per_rank), per_rank, alpha=1 - own)
+        loc_weights = ranked.pair_spread(per_rank) + (1 - own) * per_rank
     values = (false_positives / ranks)[None]
     shared = error_sharing.outputs(logits, ranked, values, -errors[None], weights[None])
-    return *shared, loc_weights
+    return *shared, to_tensor(loc_weights)
 
 
 @_alrp.register_fake

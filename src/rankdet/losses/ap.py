@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankdet.losses import error_sharing
 from rankdet.ops.checks import require_positive
+from rankdet.ops.rank.arrays import least_so_far, library_of, put, quiet
 from rankdet.ops.rank.distributed import Processes, processes_of
 
 if TYPE_CHECKING:
@@ -125,18 +126,20 @@ def _ap(
     return _outputs(logits, ranked, delta, interpolated)
 
 
+@quiet
 def _outputs(
     logits: Tensor, ranked: error_sharing.Ranked, delta: float, interpolated: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
-    false_positives, pos = ranked.false_positives, ranked.pos
-    others = ranked.pair_counts(torch.ones_like(false_positives)[None])[0]
+    false_positives = ranked.false_positives
+    xp = library_of(false_positives)
+    others = ranked.pair_counts(xp.ones_like(false_positives)[None])[0]
     others = others - error_sharing.self_pair(delta)
     errors = false_positives / (others + 1 + false_positives)
     if interpolated:
-        order = pos.argsort()
-        errors = errors.index_copy(0, order, errors[order].cummin(0).values)
-    weights = (errors / false_positives).masked_fill_(false_positives == 0, 0.0)
+        order = xp.argsort(ranked.pos, stable=True)
+        errors[order] = least_so_far(errors[order])
+    weights = put(errors / false_positives, false_positives == 0, 0.0)
     return error_sharing.outputs(logits, ranked, errors[None], -errors[None], weights[None])
 
 

@@ -27,6 +27,7 @@ from rankdet.ops.checks import (
     require_tensor,
 )
 from rankdet.ops.few import few_nonzero
+from rankdet.ops.rank.arrays import Array, library_of, put, quiet, to_array, to_tensor
 from rankdet.ops.rank.distributed import (
     Processes,
     add_bins,
@@ -52,14 +53,16 @@ _Result = TypeVar("_Result")
 class Ranked(NamedTuple):
     """Who is ranked, and how far up; with several processes, P counts the positives of all.
 
+    Arrays are numpy's on a CPU and tensors elsewhere, see `rankdet.ops.rank.arrays`.
+
     Attributes:
         skip: [S] int64, ascending: the logits that are not negatives.
         pos_index: [P_r] int64, ascending: the positives among them.
         own: which of the P positives these are; all of them for a process on its own.
         processes: how many rank together.
-        pos: [P] logits of the positives, float32 at least.
-        each: [P] any floating dtype, what the loss is told of each positive; empty if nothing.
-        false_positives: [P] float64, FP_i, the smoothed number of negatives above.
+        pos: [P] array, logits of the positives, float32 at least.
+        each: [P] array, what the loss is told of each positive; empty if nothing.
+        false_positives: [P] float64 array, FP_i, the smoothed number of negatives above.
         pair_counts: of values [T, P], the sum over k of H(p_k - p_i) v_k, the pair (i, i) included.
         pair_spread: of values [P], the adjoint.
         pieces: of weights [T, P] float64, K^T w as a function of the score.
@@ -74,12 +77,12 @@ class Ranked(NamedTuple):
     pos_index: Tensor
     own: slice
     processes: int
-    pos: Tensor
-    each: Tensor
-    false_positives: Tensor
-    pair_counts: Callable[[Tensor], Tensor]
-    pair_spread: Callable[[Tensor], Tensor]
-    pieces: Callable[[Tensor], Pieces]
+    pos: Array
+    each: Array
+    false_positives: Array
+    pair_counts: Callable[[Array], Array]
+    pair_spread: Callable[[Array], Array]
+    pieces: Callable[[Array], Pieces]
     base: Tensor
     finite: Tensor
     by_triton: ByTriton | None
@@ -155,30 +158,35 @@ def rank(
     else:
         rows = [pos.double()] if each is None else [pos.double(), numbers.double()]
         (scores, *told), own = gather_ragged(torch.stack(rows), processes)
-        # Exact: these were of this dtype before. The dtype decides how ties are put in order.
+        # Exact: these were of this dtype before.
         pos, size = scores.to(pos.dtype), processes.size
         numbers = told[0] if told else numbers
-    knots = make_knots(pos, delta)
-    bins = fill_bins(knots.base, logits, skip)
+    positives = to_array(pos)
+    knots = make_knots(positives, delta)
+    bins = fill_bins(to_tensor(knots.base), logits, skip)
     if processes is not None:
         number, beyond, finite = add_bins(bins.number, bins.beyond, bins.finite, processes)
         bins = bins._replace(number=number, beyond=beyond, finite=finite)
-    false_positives = counts_from_bins(knots, bins.number, bins.beyond)
-    false_positives.masked_fill_(
-        ~(bins.finite & pos.sum(dtype=torch.float64).isfinite()), torch.nan
-    )
-    pairs = Pairs(pos, knots, delta)
+    counts = counts_from_bins(knots, to_array(bins.number), to_array(bins.beyond))
+    pairs = Pairs(positives, knots, delta)
     return Ranked(
-        *(skip, pos_index, own, size, pos, numbers),
-        false_positives,
+        *(skip, pos_index, own, size, positives, to_array(numbers.double())),
+        _nan_unless(bins.finite, positives, counts),
         pairs.counts,
         pairs.spread,
         partial(pieces, knots),
-        knots.base,
+        to_tensor(knots.base),
         bins.finite,
         None,
         bins.notes,
     )
+
+
+@quiet
+def _nan_unless(finite: Tensor, pos: Array, counts: Array) -> Array:
+    """Return counts, or NaN throughout where a negative or a positive is not finite."""
+    spoiled = ~(to_array(finite) & library_of(pos).isfinite(pos).all())
+    return put(counts, spoiled, torch.nan)
 
 
 def _find_positives(targets: Tensor, logits: Tensor) -> Found:
@@ -187,12 +195,12 @@ def _find_positives(targets: Tensor, logits: Tensor) -> Found:
     if found is not None:
         return found
     skip = few_nonzero(targets)
-    kinds = targets.index_select(0, skip)
+    kinds = to_array(targets.index_select(0, skip).double())
     is_pos = kinds == 1
-    pos_index = skip[is_pos]
+    pos_index = to_tensor(to_array(skip)[is_pos])
     if pos_index.numel() < skip.numel() and not bool((is_pos | (kinds == -1)).all()):
         unknown = torch.zeros_like(targets, dtype=torch.bool)
-        unknown.index_copy_(0, skip, (kinds != 1) & (kinds != -1))
+        unknown.index_copy_(0, skip, to_tensor((kinds != 1) & (kinds != -1)))
         raise_unknown_kind("targets", targets, unknown)
     pos = logits.index_select(0, pos_index)
     return Found(skip, pos_index, pos.to(compute_dtype(pos)))
@@ -211,8 +219,9 @@ def self_pair(delta: float) -> float:
     return 0.5 if delta > 0 else 1.0
 
 
+@quiet
 def outputs(
-    logits: Tensor, ranked: Ranked, errors: Tensor, pos_grads: Tensor, weights: Tensor
+    logits: Tensor, ranked: Ranked, errors: Array, pos_grads: Array, weights: Array
 ) -> tuple[Tensor, list[Tensor]]:
     """Return what a registered loss returns: its values [T], and what its gradient needs.
 
@@ -224,15 +233,16 @@ def outputs(
         weights: [T, P] float64, P times what each positive hands out to the negatives.
     """
     # Gradients are averaged over processes: each is the share of its process, times their number.
-    count = max(ranked.pos.numel(), 1) / ranked.processes
-    if errors.numel():
-        values = errors.mean(1)
-    else:  # bad logits reach the errors by themselves, but for where there are none
-        values = errors.new_zeros(errors.shape[0]).masked_fill_(~ranked.finite, torch.nan)
+    positives = max(len(ranked.pos), 1)
+    count = positives / ranked.processes
+    values = to_tensor(errors.sum(-1) / positives)
+    if len(ranked.pos) == 0:  # there are no errors that bad logits would reach by themselves
+        values = values.masked_fill_(~ranked.finite, torch.nan)
     function = ranked.pieces(weights / count)
+    own = pos_grads[:, ranked.own] / count
     # In one tensor, so that one product with the upstream gradients serves them all.
-    shares = torch.cat([pos_grads[:, ranked.own] / count, function.value, function.slope], dim=1)
-    needed = [ranked.skip, ranked.pos_index, ranked.base, shares, *ranked.notes]
+    shares = library_of(own).concatenate([own, function.value, function.slope], -1)
+    needed = [ranked.skip, ranked.pos_index, ranked.base, to_tensor(shares), *ranked.notes]
     return values.to(compute_dtype(logits)), needed
 
 
@@ -250,6 +260,7 @@ def fake_outputs(logits: Tensor, terms: int, positives: int | None) -> tuple[Ten
         empty(torch.int64, count),  # pos_index
         empty(torch.float64, 2 * count + 1),  # base
         empty(torch.float64, terms, 5 * count + 2),  # gradients of positives, values, slopes
+        empty(torch.int64, new_size()),  # within
         empty(torch.int32, new_size()),  # cells
         empty(torch.int32, new_size()),  # below
         empty(torch.float64, new_size()),  # geometry

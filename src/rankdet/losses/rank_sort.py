@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankdet.losses import error_sharing
 from rankdet.ops.checks import require_floating, require_positive, require_shape
+from rankdet.ops.rank.arrays import double, library_of, put, quiet
 from rankdet.ops.rank.distributed import Processes, processes_of
 from rankdet.ops.rank.ordered import ordered_counts, ordered_spread
 
@@ -155,33 +156,35 @@ def _rank_sort(
     return _outputs(logits, ranked, delta, eps)
 
 
+@quiet
 def _outputs(
     logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
-    false_positives, pos, ious = ranked.false_positives, ranked.pos, ranked.each.double()
+    false_positives, pos, ious = ranked.false_positives, ranked.pos, double(ranked.each)
+    xp = library_of(false_positives)
     badness = 1 - ious
-    values = torch.stack([torch.ones_like(badness), badness])
+    values = xp.stack([xp.ones_like(badness), badness])
     # The pair (i, i) stays in: i is among those at or above i, by half.
     above, above_badness = ranked.pair_counts(values)
 
     ranking = false_positives / (above + false_positives)
-    weights = (ranking / false_positives).masked_fill_(false_positives == 0, 0.0)
+    weights = put(ranking / false_positives, false_positives == 0, 0.0)
 
     misplaced, misplaced_badness = ordered_counts(pos, ious, values, delta)
     target = (above_badness - misplaced_badness) / (above - misplaced)
     in_order = misplaced <= eps
-    sorting = (above_badness / above - target).masked_fill_(in_order, 0.0)
-    shares = (sorting / misplaced).masked_fill_(in_order, 0.0)
+    sorting = put(above_badness / above - target, in_order, 0.0)
+    shares = put(sorting / misplaced, in_order, 0.0)
     received = ordered_spread(pos, ious, shares[None], delta)[0]
     # A bad logit spoils both terms, also the one that does not look at negatives.
-    sorting = torch.add(sorting, ranking, alpha=0)
+    sorting = sorting + 0 * ranking
     return error_sharing.outputs(
         logits,
         ranked,
-        errors=torch.stack([ranking, sorting]),
-        pos_grads=torch.stack([-ranking, received - sorting]),
-        weights=torch.stack([weights, torch.zeros_like(weights)]),
+        errors=xp.stack([ranking, sorting]),
+        pos_grads=xp.stack([-ranking, received - sorting]),
+        weights=xp.stack([weights, xp.zeros_like(weights)]),
     )
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rankdet.ops.rank.arrays import Array, quiet, to_array
 from rankdet.ops.rank.knots import Pieces
 
 _CELLS_MIN = 1 << 10
@@ -41,16 +43,16 @@ class Grid(NamedTuple):
     geometry: Tensor
 
 
-def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
+def lay_grid(knots: Array, dtype: torch.dtype, scores: int) -> Grid:
     """Lay a grid over the knots.
 
     Args:
-        knots: [K] float64, ascending, finite, K >= 1, on the CPU.
+        knots: [K] float64 of numpy, ascending, finite, K >= 1.
         dtype: of the scores to come, float32 or float64.
         scores: how many will come; the more, the finer the grid.
     """
     # Of C cells about a share K / C is mixed: C + searches * scores * K / C is least here.
-    ideal = math.isqrt(_CELLS_PER_SEARCH * scores * knots.numel())
+    ideal = math.isqrt(_CELLS_PER_SEARCH * scores * len(knots))
     wanted = min(max(1 << ideal.bit_length(), _CELLS_MIN), _CELLS_MAX)
     first, last = float(knots[0]), float(knots[-1])
     # Cells stay wide enough that their numbers and edges are exact in the scores' dtype.
@@ -60,13 +62,16 @@ def lay_grid(knots: Tensor, dtype: torch.dtype, scores: int) -> Grid:
     size = math.floor(last / width) - lowest + 1
     shift = 1.0 - lowest
     rounded = _round_down(knots, dtype)
-    knot_cells = _place(rounded, width, shift, size, torch.empty_like(rounded)).to(torch.int32)
-    inside = torch.bincount(knot_cells, minlength=size + 2)
-    below = inside.cumsum(0, dtype=torch.int32)
-    mixed = knots.numel() + 1
-    narrow = torch.int16 if mixed <= torch.iinfo(torch.int16).max else torch.int32
-    bins = below.to(narrow, copy=True).masked_fill_(inside > 0, mixed)
-    return Grid(below, bins, torch.tensor([width, shift], dtype=torch.float64))
+    place = _place(rounded, width, shift, size, torch.empty_like(rounded))
+    knot_cells = place.to(torch.int64).numpy()
+    # From the cell of each knot up to that of the next, one more knot lies in this cell or lower.
+    ends = np.concatenate([[0], knot_cells, [size + 2]])
+    below = np.arange(len(knots) + 1, dtype=np.int32).repeat(ends[1:] - ends[:-1])
+    mixed = len(knots) + 1
+    bins = below.astype(np.int16 if mixed <= np.iinfo(np.int16).max else np.int32)
+    bins[knot_cells] = mixed
+    geometry = torch.from_numpy(np.array([width, shift]))
+    return Grid(torch.from_numpy(below), torch.from_numpy(bins), geometry)
 
 
 def find_cells(
@@ -112,20 +117,27 @@ def tabulate(
         cells of no use. A complex number moves both in one look-up.
     """
     width, shift = geometry.tolist()
-    ahead = torch.arange(below.numel(), dtype=torch.float64).sub_(shift).mul_(width)
-    ahead.sub_(base.index_select(0, below))
+    bin_, knots = below.numpy(), base.numpy()
+    slope = to_array(function.slope)[bin_]
+    ahead = np.arange(len(bin_), dtype=np.float64)
+    ahead -= shift
+    ahead *= width
+    ahead -= knots[bin_]
     ahead[0] = 0  # nothing lies below cell 0
-    slope = function.slope.index_select(0, below)
-    value = function.value.index_select(0, below).addcmul_(slope, ahead)
-    return torch.complex(value.to(dtype), slope.to(dtype))
+    ahead *= slope
+    ahead += to_array(function.value)[bin_]
+    table = np.zeros(len(bin_), np.complex64 if dtype == torch.float32 else np.complex128)
+    table.real, table.imag = ahead, slope
+    return torch.from_numpy(table)
 
 
 def _place(scores: Tensor, width: float, shift: float, size: int, result: Tensor) -> Tensor:
     return torch.mul(scores, 1 / width, out=result).add_(shift).clamp_(0, size + 1)
 
 
-def _round_down(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the largest numbers of ``dtype`` that are not above ``values`` (float64)."""
-    rounded = values.to(dtype)
-    below = torch.nextafter(rounded, rounded.new_tensor(-torch.inf))
-    return torch.where(rounded.double() > values, below, rounded)
+@quiet
+def _round_down(values: Array, dtype: torch.dtype) -> Tensor:
+    """Return the largest numbers of ``dtype`` that are not above ``values`` (float64 of numpy)."""
+    rounded = values.astype(np.float32 if dtype == torch.float32 else np.float64)
+    below = np.nextafter(rounded, np.full_like(rounded, -np.inf))
+    return torch.from_numpy(np.where(rounded > values, below, rounded))

@@ -11,31 +11,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rankdet.ops.rank.arrays import Array, to_array, to_tensor
 from rankdet.ops.rank.reference import smoothed_step
 
 # Up to here the matrix of all pairs is faster (measured on a CPU).
 _MATRIX_UP_TO = 512
 
 
-def ordered_counts(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tensor:
+def ordered_counts(scores: Array, keys: Array, values: Array, delta: float) -> Array:
     """Return, for each i, the sum over k with keys[k] < keys[i] of H(scores[k] - scores[i]) v_k.
 
     Args:
-        scores: [P] any floating dtype, finite.
-        keys: [P] any floating dtype, without NaN; equal keys are not in order.
-        values: [T, P] any floating dtype, T sets of weights v.
+        scores: [P] array of any floating dtype, finite.
+        keys: [P] likewise, without NaN; equal keys are not in order.
+        values: [T, P] likewise, T sets of weights v.
         delta: half-width of the ramp of H, >= 0.
 
     Returns:
-        [T, P] float64.
+        [T, P] float64, of the kind of the values.
     """
-    scores, values = scores.double(), values.double()
-    if scores.numel() <= _MATRIX_UP_TO:
-        return _by_matrix(scores, keys, values, delta)
-    return _by_bits(scores, keys, values, delta)
+    way = _by_matrix if len(scores) <= _MATRIX_UP_TO else _by_bits
+    result = way(to_tensor(scores).double(), to_tensor(keys), to_tensor(values).double(), delta)
+    return result if isinstance(values, Tensor) else to_array(result)
 
 
-def ordered_spread(scores: Tensor, keys: Tensor, values: Tensor, delta: float) -> Tensor:
+def ordered_spread(scores: Array, keys: Array, values: Array, delta: float) -> Array:
     """Return the adjoint: for each k, the sum over i with keys[k] < keys[i] of H(..) values[:, i].
 
     Seen from k, the pairs are the same with scores and keys negated.

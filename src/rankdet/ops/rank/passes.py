@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rankdet.ops.rank import vectorised
+from rankdet.ops.rank.arrays import Array, to_array, to_tensor
 from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
 from rankdet.ops.rank.vectorised import Bins, Notes, compute_dtype, weigh_bins
 
@@ -119,15 +120,15 @@ class ByTriton(Protocol):
         """What the first pass noted for the second."""
         ...
 
-    def pair_counts(self, values: Tensor) -> Tensor:
+    def pair_counts(self, values: Array) -> Array:
         """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
         ...
 
-    def pair_spread(self, values: Tensor) -> Tensor:
+    def pair_spread(self, values: Array) -> Array:
         """Return the adjoint for one set, [P] float64."""
         ...
 
-    def pieces(self, weights: Tensor) -> Pieces:
+    def pieces(self, weights: Array) -> Pieces:
         """Return K^T w for T sets of weights as a function of the score."""
         ...
 
@@ -164,26 +165,29 @@ class BinnedOperator:
         self._neg = neg
         self._skip = neg.new_zeros(0, dtype=torch.int64) if skip is None else skip
         self._backend = backend
-        self._knots = make_knots(pos, delta)
-        self._bins = fill_bins(self._knots.base, neg, self._skip, backend=backend)
+        self._knots = make_knots(to_array(pos.double()), delta)
+        self._base = to_tensor(self._knots.base)
+        self._bins = fill_bins(self._base, neg, self._skip, backend=backend)
         self._pos_finite = pos.isfinite().all()
 
     def counts(self, per_neg: Tensor | None) -> Tensor:
         """Return K v, [P] float64."""
-        number, beyond = self._bins.number, self._bins.beyond
+        number, beyond = to_array(self._bins.number), to_array(self._bins.beyond)
         if per_neg is not None:
-            weights = per_neg.double().index_fill(0, self._skip, 0.0)
-            scores = self._neg.double().index_fill(0, self._skip, 0.0)
-            number, beyond = weigh_bins(self._knots.base, scores, weights[None])
-        counts = counts_from_bins(self._knots, number, beyond).view(-1)
+            weights = to_array(per_neg.double().index_fill(0, self._skip, 0.0))
+            scores = to_array(self._neg.double().index_fill(0, self._skip, 0.0))
+            of_sets = weigh_bins(self._knots.base, scores, weights[None])
+            number, beyond = (of_set[0] for of_set in of_sets)
+        counts = to_tensor(counts_from_bins(self._knots, number, beyond))
         return counts.masked_fill_(~(self._pos_finite & self._bins.finite), torch.nan)
 
     def spread(self, per_pos: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Return K^T w, [N] in ``dtype``."""
         per_pos = per_pos.masked_fill(~self._pos_finite, torch.nan)
+        function = pieces(self._knots, to_array(per_pos))
         return evaluate(
-            self._knots.base,
-            pieces(self._knots, per_pos),
+            self._base,
+            Pieces(to_tensor(function.value), to_tensor(function.slope)),
             self._neg,
             self._skip,
             self._bins.notes,

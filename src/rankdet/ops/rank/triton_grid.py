@@ -101,6 +101,7 @@ def notes_of(grid: DeviceGrid) -> Notes:
     """Return what the second pass needs to know of the first: the grid, and nothing else."""
     nothing = grid.entries.new_empty(0, dtype=torch.int64)
     return Notes(
+        within=nothing.clone(),
         cells=nothing.to(torch.int32),
         below=grid.entries,
         geometry=grid.geometry,

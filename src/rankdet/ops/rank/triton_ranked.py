@@ -73,7 +73,7 @@ class RankedPositives:
         cells: int | None,
     ) -> None:
         self._delta_bits = float64_bits(delta)
-        self.sorted, self.order = pos.sort()
+        self.sorted, self.order = pos.sort(stable=True)  # as on a CPU, also among ties
         positives, device, dtype = pos.numel(), pos.device, compute_dtype(scores)
         bins = 2 * positives + 1
         cells_log2 = cells_log2_for(2 * positives, cells)

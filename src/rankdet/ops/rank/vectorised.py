@@ -15,10 +15,11 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rankdet.ops.few import few_nonzero
+from rankdet.ops.rank.arrays import Array, add_up, library_of, pick, quiet
 from rankdet.ops.rank.grid import Grid, find_cells, find_offsets, lay_grid, tabulate
 from rankdet.ops.rank.knots import Pieces
 
@@ -34,6 +35,7 @@ class Notes(NamedTuple):
     """What the first pass notes for the second: all empty where it did without a grid.
 
     Attributes:
+        within: [chunks] int64, the bin in which all scores of a chunk lie; -1 if in several.
         cells: [N] int32, the cell of each score; of no use in a chunk that lies in one bin.
         below: of the grid.
         geometry: of the grid.
@@ -41,6 +43,7 @@ class Notes(NamedTuple):
         searched_bins: [m] int64, the bins that the search found for them.
     """
 
+    within: Tensor
     cells: Tensor
     below: Tensor
     geometry: Tensor
@@ -77,11 +80,11 @@ def fill_bins(base: Tensor, scores: Tensor, skip: Tensor) -> Bins:
         scores: [N] any floating dtype.
         skip: [S] int64, ascending, the scores to leave out.
     """
+    if _streams(base, scores):
+        return _fill_by_grid(base, scores, skip)
     number = torch.zeros(base.numel(), dtype=torch.int64, device=scores.device)
     beyond = torch.zeros(base.numel(), dtype=torch.float64, device=scores.device)
     finite = torch.ones((), dtype=torch.bool, device=scores.device)
-    if _streams(base, scores):
-        return _fill_by_grid(base, scores, skip, number, beyond)
     for _, part, out in _chunks(scores, skip, torch.float64):
         if out is not None:
             part = part.index_fill(0, out, 0.0)
@@ -94,7 +97,7 @@ def fill_bins(base: Tensor, scores: Tensor, skip: Tensor) -> Bins:
     return Bins(number, beyond, finite, _no_notes(scores))
 
 
-def weigh_bins(base: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def weigh_bins(base: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
     """Return the contents of the bins for T sets of weights, by search; small inputs.
 
     Args:
@@ -105,14 +108,9 @@ def weigh_bins(base: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, T
     Returns:
         Weight and weighted distance to the knot just below in each bin, both [T, 2P + 1].
     """
-    bin_ = torch.bucketize(scores, base[1:])
-    places = bin_.expand(weights.shape)
-    empty = weights.new_zeros(weights.shape[0], base.numel())
-    distance = scores - base.index_select(0, bin_)
-    return (
-        empty.scatter_add(1, places, weights),
-        empty.scatter_add_(1, places, weights * distance),
-    )
+    bin_ = library_of(base).searchsorted(base[1:], scores)
+    distance = scores - pick(base, bin_)
+    return add_up(bin_, weights, len(base)), add_up(bin_, weights * distance, len(base))
 
 
 def evaluate(
@@ -139,27 +137,30 @@ def evaluate(
     result = torch.empty_like(scores, dtype=dtype)
     if _streams(base, scores):
         _evaluate_by_grid(base, function, scores, skip, notes, result)
-        few = scores.index_select(0, notes.searched).double()
-        found = read_off(base, function, few, notes.searched_bins)
-        result.index_copy_(0, notes.searched, found.to(dtype))
+        if notes.searched.numel():
+            few = scores.index_select(0, notes.searched).double()
+            found = read_off(base, function, few, notes.searched_bins)
+            result.index_copy_(0, notes.searched, found.to(dtype))
     else:
         for place, part, _ in _chunks(scores, skip, torch.float64):
             result[place] = read_off(base, function, part, torch.bucketize(part, base[1:]))
     return result.index_fill_(0, skip, 0.0)
 
 
-def read_off(base: Tensor, function: Pieces, scores: Tensor, bin_: Tensor) -> Tensor:
+def read_off(base: Array, function: Pieces, scores: Array, bin_: Array) -> Array:
     """Return a piecewise linear function at scores [n] float64 of known bins [n] int64."""
-    offset = scores - base.index_select(0, bin_)
-    slope = function.slope.index_select(0, bin_)
-    return torch.addcmul(function.value.index_select(0, bin_), slope, offset)
+    offset = scores - pick(base, bin_)
+    offset *= pick(function.slope, bin_)
+    offset += pick(function.value, bin_)
+    return offset
 
 
 def _streams(base: Tensor, scores: Tensor) -> bool:
     """Tell whether the grid serves: a CPU, enough scores, and finite knots to lay it over."""
     if not scores.is_cpu or scores.numel() < _GRID_FROM or base.numel() == 1:
         return False
-    return math.isfinite(float(base[1])) and math.isfinite(float(base[-1]))
+    knots = base.numpy()
+    return math.isfinite(knots[1]) and math.isfinite(knots[-1])
 
 
 def _chunks(
@@ -167,6 +168,9 @@ def _chunks(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield place, scores in ``dtype`` and the indices among them to leave out."""
     size, total = _CHUNK_CPU if scores.is_cpu else _CHUNK_GPU, scores.numel()
+    if 0 < total <= size:  # as below, with fewer steps
+        yield slice(0, total), scores.to(dtype).contiguous(), skip if skip.numel() else None
+        return
     begins = range(0, total, size)
     cuts = [0, skip.numel()]
     if len(begins) > 1:
@@ -179,31 +183,24 @@ def _chunks(
         yield place, scores[place].to(dtype).contiguous(), out
 
 
-def _chunks_with_bin(
-    base: Tensor, scores: Tensor, skip: Tensor
-) -> Iterator[tuple[slice, Tensor, Tensor | None, int | None]]:
-    """Yield the chunks and, for one that lies in a single bin, this bin.
-
-    Both passes go through here, so that they treat a chunk in the same way.
-    """
-    knots = base[1:]
-    for place, part, out in _chunks(scores, skip, compute_dtype(scores)):
-        # Three scores tell most chunks of several bins without a look at all the others.
-        probe = part[:: max(part.numel() // 2, 1)].to(torch.float64, copy=True)
-        only = None
-        if len(set(torch.bucketize(probe, knots).tolist())) == 1:
-            ends = torch.stack(part.aminmax()).double()
-            first, last = torch.bucketize(ends, knots).tolist()
-            if first == last and math.isfinite(float(ends[0] - ends[1])):
-                only = first
-        yield place, part, out, only
+def _bin_of_all(knots: Array, part: Tensor) -> int:
+    """Return the bin in which all scores of a chunk lie, all of them finite; -1 if in several."""
+    # Three scores tell most chunks of several bins without a look at all the others.
+    probe = knots.searchsorted(part.numpy()[:: max(part.numel() // 2, 1)]).tolist()
+    if probe[0] == probe[-1]:
+        lowest, highest = (end.item() for end in part.aminmax())
+        first, last = knots.searchsorted((lowest, highest)).tolist()
+        if first == last and math.isfinite(highest - lowest):
+            return int(first)
+    return -1
 
 
 def _no_notes(scores: Tensor) -> Notes:
     def none(dtype: torch.dtype) -> Tensor:
-        return scores.new_zeros(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device=scores.device)
 
     return Notes(
+        within=none(torch.int64),
         cells=none(torch.int32),
         below=none(torch.int32),
         geometry=none(torch.float64),
@@ -212,33 +209,35 @@ def _no_notes(scores: Tensor) -> Notes:
     )
 
 
-def _fill_by_grid(
-    base: Tensor, scores: Tensor, skip: Tensor, number: Tensor, beyond: Tensor
-) -> Bins:
+@quiet
+def _fill_by_grid(base: Tensor, scores: Tensor, skip: Tensor) -> Bins:
     """Make the first pass on a CPU.
 
     A chunk within one bin needs two sums. Any other goes through the cells of the grid, and
     the few scores in mixed cells through the search.
     """
-    bins = base.numel()
-    in_bin = torch.zeros(bins + 1, dtype=torch.int64)  # one more bin than there are: mixed
-    total = torch.zeros(bins + 1, dtype=torch.float64)  # sums of scores
+    bins, knots = base.numel(), base.numpy()
+    in_bin = np.zeros(bins + 1, np.int64)  # one more bin than there are: mixed
+    total = np.zeros(bins + 1)  # sums of scores
     notes = _no_notes(scores)
     grid: Grid | None = None
-    mixed = []
-    for place, part, out, only in _chunks_with_bin(base, scores, skip):
+    within, mixed = [], []
+    for place, part, out in _chunks(scores, skip, compute_dtype(scores)):
+        only = _bin_of_all(knots[1:], part)
+        within.append(only)
         if only == 0:
             continue
-        if only is not None:
-            sum_, count = part.sum(dtype=torch.float64), part.numel()
+        if only > 0:
+            sum_, count = float(part.sum(dtype=torch.float64)), part.numel()
             if out is not None:
-                sum_, count = sum_ - part[out].sum(dtype=torch.float64), count - out.numel()
+                left_out = part.numpy()[out.numpy()]
+                sum_, count = sum_ - left_out.sum(dtype=np.float64), count - len(left_out)
             in_bin[only] += count
             total[only] += sum_
             continue
         if grid is None:
-            grid = lay_grid(base[1:], part.dtype, scores.numel())
-            cells = torch.empty(scores.numel(), dtype=torch.int32)
+            grid = lay_grid(knots[1:], part.dtype, scores.numel())
+            cells = torch.empty_like(scores, dtype=torch.int32)
             # Made once: memory that is new to the process costs as much as the work on it.
             scratch = torch.empty_like(part)
             wides = torch.empty_like(part, dtype=torch.float64)
@@ -250,46 +249,50 @@ def _fill_by_grid(
         wide = wides[:size].copy_(part)
         if out is not None:  # in bin 0 now, which takes no part; but NaN must not stay there
             wide.index_fill_(0, out, 0.0)
-        in_bin += torch.bincount(bin_, minlength=bins + 1)
-        total += torch.bincount(bin_, weights=wide, minlength=bins + 1)
-        mixed.append(few_nonzero(bin_ == bins).add_(place.start))
-    number += in_bin[:-1]
-    beyond += total[:-1] - in_bin[:-1] * base
+        in_bin += torch.bincount(bin_, minlength=bins + 1).numpy()
+        total += torch.bincount(bin_, weights=wide, minlength=bins + 1).numpy()
+        mixed.append(np.flatnonzero(bin_.numpy() == bins) + place.start)
+    number = in_bin[:-1]
+    beyond = total[:-1] - number * knots
     if mixed:
-        searched = torch.cat(mixed)
-        few = scores.index_select(0, searched).double()
-        few_bins = torch.bucketize(few, base[1:])
-        number += torch.bincount(few_bins, minlength=bins)
-        distance = few - base.index_select(0, few_bins)
-        beyond += torch.bincount(few_bins, weights=distance, minlength=bins)
-        notes = notes._replace(searched=searched, searched_bins=few_bins)
+        searched = torch.from_numpy(np.concatenate(mixed))
+        few = scores.index_select(0, searched).double().numpy()
+        few_bins = knots[1:].searchsorted(few)
+        number += np.bincount(few_bins, minlength=bins)
+        beyond += np.bincount(few_bins, few - knots[few_bins], bins)
+        notes = notes._replace(searched=searched, searched_bins=torch.from_numpy(few_bins))
+    notes = notes._replace(within=torch.from_numpy(np.array(within)))
     # A NaN or an infinity is in the sums of the lowest or the highest bin.
-    return Bins(number, beyond, total.sum().isfinite(), notes)
+    finite = torch.from_numpy(np.isfinite(total.sum(keepdims=True)))[0]
+    return Bins(torch.from_numpy(number), torch.from_numpy(beyond), finite, notes)
 
 
+@quiet
 def _evaluate_by_grid(
     base: Tensor, function: Pieces, scores: Tensor, skip: Tensor, notes: Notes, result: Tensor
 ) -> None:
     """Make the second pass on a CPU, but for the scores in mixed cells."""
     dtype = torch.promote_types(compute_dtype(scores), result.dtype)
     table: Tensor | None = None
-    for place, part, _, only in _chunks_with_bin(base, scores, skip):
-        if only is not None:
-            value, slope, knot = (float(x[only]) for x in (function.value, function.slope, base))
+    chunks = _chunks(scores, skip, dtype)
+    for (place, wide, _), only in zip(chunks, notes.within.tolist(), strict=True):
+        # Written where it belongs, unless it must be narrowed first.
+        there = result[place] if result.dtype == dtype else torch.empty_like(wide)
+        if only >= 0:
+            value, slope, knot = (x[only].item() for x in (function.value, function.slope, base))
             if slope == 0:
-                result[place] = value
+                there.fill_(value)
             else:
-                result[place] = (part.to(dtype) - knot).mul_(slope).add_(value)
-            continue
-        if table is None:
-            table = tabulate(notes.below, notes.geometry, base, function, dtype)
-            entries = table.new_empty(part.numel())
-            offsets = torch.empty_like(part, dtype=dtype)
-        cells, size = notes.cells[place], part.numel()
-        entry = torch.index_select(table, 0, cells, out=entries[:size])
-        offset = offsets[:size]
-        find_offsets(notes.geometry, part.to(dtype), cells, offset)
-        if result.dtype == dtype:
-            torch.addcmul(entry.real, entry.imag, offset, out=result[place])
+                torch.sub(wide, knot, out=there).mul_(slope).add_(value)
         else:
-            result[place] = torch.addcmul(entry.real, entry.imag, offset, out=offset)
+            if table is None:
+                table = tabulate(notes.below, notes.geometry, base, function, dtype)
+                entries = table.new_empty(wide.numel())
+                offsets = torch.empty_like(wide)
+            cells, size = notes.cells[place], wide.numel()
+            entry = torch.index_select(table, 0, cells, out=entries[:size])
+            offset = offsets[:size]
+            find_offsets(notes.geometry, wide, cells, offset)
+            torch.addcmul(entry.real, entry.imag, offset, out=there)
+        if result.dtype != dtype:
+            result[place] = there
