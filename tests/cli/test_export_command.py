@@ -79,6 +79,7 @@ def test_what_cannot_be_done_is_said(
     assert "onnx" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "does not exist" in fails(str(tmp_path / "none"))  # before what is not installed
     missing = fails(str(run))
     assert "needs onnx, which is not installed: pip install 'rankdet[export]'" in missing
 

@@ -208,6 +208,24 @@ def test_numbers_out_of_range_are_wrong_calls(
     assert "must be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["demo"], ["train", "--data", "d"], ["evaluate", "m", "--data", "d"], ["export", "m"],
+        ["predict", "m", "a.jpg"], ["tables", "a1", "--data", "d"], ["data", "digits"],
+        ["data", "coco"], ["data", "minitrain", "--coco", "d"],
+    ],
+)  # fmt: skip
+def test_an_empty_place_is_a_wrong_call(
+    call: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a variable of the shell has no value: it would be the current folder."""
+    with pytest.raises(SystemExit) as left:
+        main([*call, "--out", ""])
+    assert left.value.code == 2
+    assert "--out: must name a file or folder, got an empty text" in capsys.readouterr().err
+
+
 def test_data_check_of_nothing_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,14 @@ def test_crowd_flags_may_be_texts(tmp_path: Path) -> None:
     assert record.crowd.tolist() == [False, True, False, True, True, False]
 
 
+@pytest.mark.parametrize("beside", [[1, 1, 5, 5], [1, 2, 3]])
+def test_numbers_of_a_box_may_be_texts(tmp_path: Path, beside: list[Any]) -> None:
+    """Whatever else the file holds."""
+    found = read(tmp_path, content(boxes=[["1", "2", "5.5", 6], beside]))
+    assert found.records[0].boxes[0].tolist() == [1, 2, 6.5, 8]
+    assert len(found.problems) == (len(beside) != 4)
+
+
 def test_a_long_value_is_shortened_in_the_message(tmp_path: Path) -> None:
     (problem,) = read(tmp_path, content(boxes=[[1, 1, 5, 5], [10**400, 1, 1, 1]])).problems
     assert len(problem.value) < 100

@@ -96,6 +96,16 @@ def count_from(least: int) -> Callable[[str], int]:
     return count
 
 
+def path_text(text: str) -> str:
+    """Read a path from the command line: any but an empty one, which would be the current folder.
+
+    An empty text is most often a variable of a shell that has no value.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a file or folder, got an empty text")
+    return text
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained detector, ready to use."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdet.cli import data_coco, data_minitrain
-from rankdet.cli.common import count_from, plain
+from rankdet.cli.common import count_from, path_text, plain
 from rankdet.wording import counted
 
 EXAMPLES = """\
@@ -82,7 +82,7 @@ def add_to(verbs: Any) -> None:
         epilog=DIGITS_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    digits.add_argument("--out", required=True, metavar="DIR")
+    digits.add_argument("--out", type=path_text, required=True, metavar="DIR")
     digits.add_argument("--train", type=count_from(1), default=4000, help="training images (4000)")
     digits.add_argument("--val", type=count_from(1), default=300, help="validation images (300)")
     digits.add_argument(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rankdet.cli.common import path_text
+
 EXAMPLES = """\
 examples:
   rankdet data coco --out coco/                 train and val: 20.4 GB to fetch
@@ -32,7 +34,7 @@ def add_to(actions: Any) -> None:
         epilog=f"{EXAMPLES}\n{LICENCE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    coco.add_argument("--out", required=True, metavar="DIR")
+    coco.add_argument("--out", type=path_text, required=True, metavar="DIR")
     coco.add_argument(
         "--splits",
         nargs="+",

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankdet.cli.common import path_text
+
 if TYPE_CHECKING:
     from rankdet.data.files import Listing
     from rankdet.data.layouts import CocoFile
@@ -43,7 +45,7 @@ def add_to(actions: Any) -> None:
         metavar="DIR",
         help="holds annotations/instances_train2017.json and train2017/",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--out", type=path_text, required=True, metavar="DIR", help="new folder")
     parser.add_argument(
         "--images", type=int, metavar="N", help=f"images to draw ({IMAGES}, as COCO minitrain)"
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankdet.cli.common import path_text
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -44,7 +46,7 @@ def add_to(verbs: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="less data and a shorter training")
     parser.add_argument(
-        "--out", default="rankdet-demo", metavar="DIR", help="default: rankdet-demo"
+        "--out", type=path_text, default="rankdet-demo", metavar="DIR", help="default: rankdet-demo"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe"

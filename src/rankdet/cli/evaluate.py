@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device, add_tta, plain
+from rankdet.cli.common import add_device, add_tta, path_text, plain
 from rankdet.wording import counted
 
 EXAMPLES = """\
@@ -30,7 +30,9 @@ def add_to(verbs: Any) -> None:
     parser.add_argument("model", metavar="CKPT", help="best.safetensors of a run, or its folder")
     parser.add_argument("--data", required=True, metavar="DIR")
     parser.add_argument("--split", default="val", help="train, val or test (val)")
-    parser.add_argument("--out", metavar="DIR", help="default: evaluation-SPLIT beside the model")
+    parser.add_argument(
+        "--out", type=path_text, metavar="DIR", help="default: evaluation-SPLIT beside the model"
+    )
     parser.add_argument(
         "--keep-thresholds",
         action="store_true",

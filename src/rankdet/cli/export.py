@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import plain
+from rankdet.cli.common import path_text, plain
 
 EXAMPLES = """\
 examples:
@@ -36,7 +36,7 @@ def add_to(verbs: Any) -> None:
         choices=("onnx", "torchscript", "pt2"),
         help="onnx (needs the extra `export`), torchscript or pt2, PyTorch's newer format",
     )
-    parser.add_argument("--out", metavar="FILE", help="default: beside the model")
+    parser.add_argument("--out", type=path_text, metavar="FILE", help="default: beside the model")
     parser.add_argument(
         "--nms",
         default="hard",
@@ -60,8 +60,8 @@ def run(given: argparse.Namespace) -> int:
     from rankdet.export.write import write_file
 
     voice = Voice()
-    form = get_format(given.format)
     model = load(Path(given.model), "cpu")
+    form = get_format(given.format)
     out = Path(given.out) if given.out else model.path.with_suffix(form.suffix)
     if out.is_dir():
         raise RunError(f"--out {out} is a folder; name the file")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import add_device, add_tta, few, plain
+from rankdet.cli.common import add_device, add_tta, few, path_text, plain
 from rankdet.wording import counted
 
 RESULTS = "predictions.json"
@@ -32,7 +32,7 @@ def add_to(verbs: Any) -> None:
     )
     parser.add_argument("model", metavar="CKPT", help="best.safetensors of a run, or its folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--out", type=path_text, required=True, metavar="DIR")
     parser.add_argument("--threshold", type=_score, help="keep scores from this on, in all classes")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
     add_tta(parser)

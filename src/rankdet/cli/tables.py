@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankdet.cli.common import count_from, plain
+from rankdet.cli.common import count_from, path_text, plain
 from rankdet.wording import counted
 
 if TYPE_CHECKING:
@@ -142,7 +142,10 @@ def add_to(verbs: Any) -> None:
         help="with --dry-run: time 10 steps of each recipe on this data",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of all tables of these data; default: runs/tables-DATA"
+        "--out",
+        type=path_text,
+        metavar="DIR",
+        help="folder of all tables of these data; default: runs/tables-DATA",
     )
     parser.add_argument(
         "--set",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdet.cli.common import count_from, plain
+from rankdet.cli.common import count_from, path_text, plain
 
 EXAMPLES = """\
 examples:
@@ -39,7 +39,9 @@ def add_to(verbs: Any) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe"
     )
-    parser.add_argument("--out", metavar="DIR", help="folder of the run; default: in runs/")
+    parser.add_argument(
+        "--out", type=path_text, metavar="DIR", help="folder of the run; default: in runs/"
+    )
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with an interrupted run, exactly where it stopped"
     )

@@ -365,9 +365,12 @@ def _corners(boxes: list[Any]) -> NDArray[np.float64]:
 
 
 def _four_numbers(box: Any) -> list[float]:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    # As numpy reads a whole file: some tools write numbers as texts.
+    try:
+        numbers = [float(value) for value in box]
+    except (TypeError, ValueError, OverflowError):
         return [np.nan] * 4
-    return [float(value) for value in box]
+    return numbers if isinstance(box, list) and len(numbers) == 4 else [np.nan] * 4
 
 
 def _refuse_corners(path: Path, raw: RawBoxes, images: list[RawImage]) -> None:

@@ -20,7 +20,7 @@ from rankdet.ops.rank.arrays import Array, quiet, to_array
 from rankdet.ops.rank.knots import Pieces
 
 _CELLS_MIN = 1 << 10
-_CELLS_MAX = 1 << 16
+_CELLS_MAX = 1 << 17  # of more, the table of the second pass would leave the cache
 # A search costs about as much as this many cells cost in set-up.
 _CELLS_PER_SEARCH = 4
 

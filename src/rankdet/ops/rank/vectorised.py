@@ -256,11 +256,13 @@ def _fill_by_grid(base: Tensor, scores: Tensor, skip: Tensor) -> Bins:
     beyond = total[:-1] - number * knots
     if mixed:
         searched = torch.from_numpy(np.concatenate(mixed))
-        few = scores.index_select(0, searched).double().numpy()
-        few_bins = knots[1:].searchsorted(few)
-        number += np.bincount(few_bins, minlength=bins)
-        beyond += np.bincount(few_bins, few - knots[few_bins], bins)
-        notes = notes._replace(searched=searched, searched_bins=torch.from_numpy(few_bins))
+        # There may be many of them: torch searches with all threads.
+        few = scores.index_select(0, searched).double()
+        few_bins = torch.bucketize(few, base[1:])
+        few -= base.index_select(0, few_bins)
+        number += torch.bincount(few_bins, minlength=bins).numpy()
+        beyond += torch.bincount(few_bins, weights=few, minlength=bins).numpy()
+        notes = notes._replace(searched=searched, searched_bins=few_bins)
     notes = notes._replace(within=torch.from_numpy(np.array(within)))
     # A NaN or an infinity is in the sums of the lowest or the highest bin.
     finite = torch.from_numpy(np.isfinite(total.sum(keepdims=True)))[0]
