@@ -9,10 +9,11 @@ from torchvision.ops import sigmoid_focal_loss
 
 from benchmarks import cases, measure
 from benchmarks.published_loop import alrp_loop
-from rankdet.losses import alrp_loss, ap_loss, rank_sort_loss
+from rankdet.losses import alrp_loss, ap_loss, focal_loss, rank_sort_loss
 
 LOSSES = ("aLRP", "AP", "Rank & Sort")
 FOCAL = "torchvision sigmoid_focal_loss"
+FOCAL_IN_PARTS = "focal in parts"
 LOOP = "loop over positives"
 # How many positives of the loop are run where all of them would take minutes.
 _LOOP_SAMPLE = (2, 6)
@@ -34,12 +35,15 @@ def steps(data: cases.Input) -> dict[str, Callable[[], None]]:
 
         return run
 
-    return {
+    found = {
         FOCAL: step(lambda: sigmoid_focal_loss(logits, floats, reduction="sum")),
         "aLRP": step(lambda: torch.stack(alrp_loss(logits, targets, each)).sum()),
         "AP": step(lambda: ap_loss(logits, targets)),
         "Rank & Sort": step(lambda: torch.stack(rank_sort_loss(logits, targets, each)).sum()),
     }
+    if logits.is_cpu:  # the same function, part by part: only there it makes a difference
+        found[FOCAL_IN_PARTS] = step(lambda: focal_loss(logits, targets, normaliser=1.0))
+    return found
 
 
 def loop_milliseconds(data: cases.Input) -> tuple[float, bool]:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
+from rankdet.losses import normalise
 from rankdet.losses.focal import FocalLoss, focal_loss
 from rankdet.losses.normalise import normalised_sum
+from rankdet.losses.quality import quality_focal_loss, varifocal_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,3 +228,42 @@ def test_wrong_arguments_are_refused_by_name() -> None:
     for wrong in ("1", True, None):
         with pytest.raises(TypeError, match="normaliser"):
             focal_loss(logits, targets, normaliser=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 6, 7, 8, 40])
+@pytest.mark.parametrize(
+    "loss_of",
+    [
+        focal_loss,
+        lambda logits, targets, **others: quality_focal_loss(logits, targets * 0.7, **others),
+        lambda logits, targets, **others: varifocal_loss(logits, targets * 0.7, **others),
+    ],
+)
+def test_a_loss_in_parts_is_the_loss(
+    loss_of: Callable[..., torch.Tensor], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(size, 2, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(-1, 2, (size, 2)).double()
+    found = []
+    for part in (7, 10**6):
+        monkeypatch.setattr(normalise, "_PART", part)
+        loss = loss_of(logits, targets, normaliser=3.0)
+        found.append((loss.detach(), *torch.autograd.grad(loss, logits)))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+
+
+def test_parts_are_small_on_a_cpu_and_whole_where_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalise, "_PART", 7)
+    sizes = []
+
+    def each(values: torch.Tensor) -> torch.Tensor:
+        sizes.append(values.numel())
+        return values
+
+    assert normalise.sum_in_parts(each, torch.ones(4, 4)) == 16
+    assert sizes == [7, 7, 2]
+    sizes.clear()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert normalise.sum_in_parts(each, torch.ones(4, 4)) == 16
+    assert sizes == [16]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from rankdet.losses.normalise import normalised_sum
+from rankdet.losses.normalise import normalised_sum, sum_in_parts
 from rankdet.ops.checks import (
     require_exponent,
     require_floating,
@@ -73,14 +73,19 @@ def focal_loss(
     require_exponent("gamma", gamma)
 
     require_kinds("targets", targets)
-    counted = (targets == 0) | (targets == 1)
-    # The mask comes before the loss too: a NaN under an ignored entry must not reach the gradient.
-    scores = torch.where(counted, logits, 0).to(torch.promote_types(logits.dtype, torch.float32))
-    positive = targets.to(scores.dtype).clamp(min=0)
-    each = sigmoid_focal_loss(scores, positive, alpha=alpha, gamma=gamma, reduction="none")
-    # What is neither counted nor ignored was let through by the check only where looking costs.
-    left_out = torch.where(targets == -1, 0, torch.nan)
-    return normalised_sum(torch.where(counted, each, left_out), normaliser)
+
+    def each(logits: Tensor, targets: Tensor) -> Tensor:
+        counted = (targets == 0) | (targets == 1)
+        # The mask comes before the loss too: a NaN that is ignored must not reach the gradient.
+        scores = torch.where(counted, logits, 0).to(compute_dtype)
+        positive = targets.to(compute_dtype).clamp(min=0)
+        values = sigmoid_focal_loss(scores, positive, alpha=alpha, gamma=gamma, reduction="none")
+        # What is neither counted nor ignored was let through by the check only where looking costs.
+        left_out = torch.where(targets == -1, 0, torch.nan)
+        return torch.where(counted, values, left_out)
+
+    compute_dtype = torch.promote_types(logits.dtype, torch.float32)
+    return normalised_sum(sum_in_parts(each, logits, targets), normaliser)
 
 
 class FocalLoss(nn.Module):

@@ -1,10 +1,41 @@
-"""The last step of every element-wise loss: a sum over an explicit normaliser."""
+"""What element-wise losses share: a sum, on a CPU in parts, over an explicit normaliser."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from rankdet.ops.checks import require_positive
+
+# Entries of a part. Such a loss makes a dozen tensors of the size of its logits. On a CPU memory
+# that is new to the process costs more than what is computed in it; small parts use the same again.
+_PART = 1 << 18
+
+
+def sum_in_parts(each: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return the sum of an element-wise function over all entries, 0-d.
+
+    On a CPU it is computed part by part.
+
+    Args:
+        each: from tensors [n] to one.
+        inputs: all of one shape, any.
+
+    Gradient: ordinary derivative.
+
+    Example:
+        >>> sum_in_parts(torch.mul, torch.ones(2, 3), torch.full((2, 3), 2.0))
+        tensor(12.)
+    """
+    flat = [tensor.reshape(-1) for tensor in inputs]
+    # A compiled loss makes none of these tensors; and it would be compiled once for each part.
+    whole = flat[0].numel() <= _PART or not flat[0].is_cpu or torch.compiler.is_compiling()
+    if whole:
+        return each(*flat).sum()
+    parts = zip(*(tensor.split(_PART) for tensor in flat), strict=True)
+    return torch.stack([each(*part).sum() for part in parts]).sum()
 
 
 def normalised_sum(each: Tensor, normaliser: float | Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankdet.losses.normalise import normalised_sum
+from rankdet.losses.normalise import normalised_sum, sum_in_parts
 from rankdet.ops.checks import (
     require_exponent,
     require_floating,
@@ -64,10 +64,14 @@ def quality_focal_loss(
     """
     _check(logits, targets)
     require_exponent("beta", beta)
-    scores, quality, counted = _counted_entries(logits, targets)
-    entropy = functional.binary_cross_entropy_with_logits(scores, quality, reduction="none")
-    each = (quality - scores.sigmoid()).abs().pow(beta) * entropy
-    return normalised_sum(torch.where(counted, each, 0), normaliser)
+
+    def each(logits: Tensor, targets: Tensor) -> Tensor:
+        scores, quality, counted = _counted_entries(logits, targets)
+        entropy = functional.binary_cross_entropy_with_logits(scores, quality, reduction="none")
+        weight = (quality - scores.sigmoid()).abs().pow(beta)
+        return torch.where(counted, weight * entropy, 0)
+
+    return normalised_sum(sum_in_parts(each, logits, targets), normaliser)
 
 
 def varifocal_loss(
@@ -122,11 +126,15 @@ def varifocal_loss(
     _check(logits, targets)
     require_positive("alpha", alpha, zero_allowed=True)
     require_exponent("gamma", gamma)
-    scores, quality, counted = _counted_entries(logits, targets)
-    entropy = functional.binary_cross_entropy_with_logits(scores, quality, reduction="none")
-    of_positives = quality if iou_weighted else 1
-    weight = torch.where(quality > 0, of_positives, alpha * scores.sigmoid().pow(gamma))
-    return normalised_sum(torch.where(counted, weight * entropy, 0), normaliser)
+
+    def each(logits: Tensor, targets: Tensor) -> Tensor:
+        scores, quality, counted = _counted_entries(logits, targets)
+        entropy = functional.binary_cross_entropy_with_logits(scores, quality, reduction="none")
+        of_positives = quality if iou_weighted else 1
+        weight = torch.where(quality > 0, of_positives, alpha * scores.sigmoid().pow(gamma))
+        return torch.where(counted, weight * entropy, 0)
+
+    return normalised_sum(sum_in_parts(each, logits, targets), normaliser)
 
 
 class QualityFocalLoss(nn.Module):
