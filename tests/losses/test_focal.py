@@ -248,9 +248,31 @@ def test_a_loss_in_parts_is_the_loss(
     for part in (7, 10**6):
         monkeypatch.setattr(normalise, "_PART", part)
         loss = loss_of(logits, targets, normaliser=3.0)
-        found.append((loss.detach(), *torch.autograd.grad(loss, logits)))
+        (twice,) = torch.autograd.grad(2 * loss, logits, create_graph=True)
+        (second,) = torch.autograd.grad(twice.square().sum(), logits)
+        with torch.no_grad():
+            value = loss_of(logits, targets, normaliser=3.0)
+        loss = loss_of(logits, targets, normaliser=3.0)
+        found.append((value, loss.detach(), *torch.autograd.grad(loss, logits), twice, second))
     for ours, theirs in zip(*found, strict=True):
         assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+        assert not ours.requires_grad or ours is found[0][3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parts_in_half_precision_keep_the_dtypes(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(40).to(dtype).requires_grad_()
+    targets = torch.randint(-1, 2, (40,))
+    found = []
+    for part in (7, 10**6):
+        monkeypatch.setattr(normalise, "_PART", part)
+        loss = focal_loss(logits, targets, normaliser=1.0)
+        assert loss.dtype == torch.float32
+        found.append(torch.autograd.grad(loss, logits)[0])
+    assert found[0].dtype == dtype
+    assert_close(*found, rtol=0.01, atol=1e-4)
 
 
 def test_parts_are_small_on_a_cpu_and_whole_where_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
