@@ -18,7 +18,7 @@ from rankdet.ops.checks import (
     require_positive,
     require_shape,
 )
-from rankdet.ops.rank.arrays import double, library_of, put, quiet, to_tensor
+from rankdet.ops.rank.arrays import ascending, double, library_of, put, quiet, to_tensor
 from rankdet.ops.rank.distributed import Processes, carry, processes_of
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _outputs(
 
     per_rank = 1 / (ranks * max(len(ranks), 1))
     if hard:
-        order = xp.argsort(ranked.pos, stable=True)
+        order = ascending(ranked.pos)
         loc_weights = xp.zeros_like(per_rank)
         loc_weights[order] = per_rank[order].cumsum(0)
     else:

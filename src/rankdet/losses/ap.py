@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankdet.losses import error_sharing
 from rankdet.ops.checks import require_positive
-from rankdet.ops.rank.arrays import least_so_far, library_of, put, quiet
+from rankdet.ops.rank.arrays import ascending, least_so_far, library_of, put, quiet
 from rankdet.ops.rank.distributed import Processes, processes_of
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _outputs(
     others = others - error_sharing.self_pair(delta)
     errors = false_positives / (others + 1 + false_positives)
     if interpolated:
-        order = xp.argsort(ranked.pos, stable=True)
+        order = ascending(ranked.pos)
         errors[order] = least_so_far(errors[order])
     weights = put(errors / false_positives, false_positives == 0, 0.0)
     return error_sharing.outputs(logits, ranked, errors[None], -errors[None], weights[None])

@@ -94,6 +94,8 @@ def test_what_the_two_do_not_have_in_common() -> None:
     for way, arguments in (
         (arrays.sum_from_top, (values,)),
         (arrays.least_so_far, (one,)),
+        (arrays.ascending, (one,)),
+        (arrays.ascending, (places,)),
         (arrays.pick, (one, places)),
     ):
         agree(way(*map(as_array, arguments)), way(*arguments))
@@ -101,6 +103,7 @@ def test_what_the_two_do_not_have_in_common() -> None:
     assert arrays.add_up(places, values, 4).tolist() == [[1, 0, 5, 0], [0, 0, 4.5, 0]]
     assert arrays.sum_from_top(values).tolist() == [[6, 3, 2], [4.5, 4, 4]]
     assert arrays.least_so_far(one).tolist() == [3, 1, 1]
+    assert arrays.ascending(places).tolist() == [1, 0, 2]
     mask = one > 1.5
     agree(arrays.put(as_array(one.clone()), as_array(mask), -1.0), arrays.put(one, mask, -1.0))
     assert one.tolist() == [-1, 1, -1]
@@ -184,3 +187,14 @@ def test_ties_stand_in_their_order_when_ranked_by_sorting() -> None:
     (weights,) = torch.autograd.grad(terms.localisation, each)
     # The k-th is among those at or above the first k, each of which hands out 1 / rank / P.
     assert (weights.diff() > 0).all()
+
+
+@pytest.mark.parametrize("kind", [as_array, lambda values: values])
+def test_counts_of_a_hard_step_are_whole_beyond_float32(
+    kind: Callable[[Tensor], Array],
+) -> None:
+    knots = make_knots(kind(torch.zeros(1, dtype=torch.float64)), 0.0)
+    many = 2**24 + 1  # float32 has no such number
+    number_in = kind(torch.tensor([0, 0, many]))
+    beyond = kind(torch.zeros(3, dtype=torch.float64))
+    assert counts_from_bins(knots, number_in, beyond).tolist() == [many]

@@ -63,6 +63,13 @@ def pick(array: Array, places: Array) -> Array:
     return array.index_select(0, places) if isinstance(array, Tensor) else array[places]
 
 
+def ascending(array: Array) -> Array:
+    """Return the order that sorts an array [n]; of equal numbers the earlier comes first."""
+    if isinstance(array, Tensor):
+        return array.argsort(stable=True)
+    return array.argsort(kind="stable")
+
+
 def sum_from_top(array: Array) -> Array:
     """Return, for each entry along the last axis, the sum of it and all that follow."""
     if isinstance(array, Tensor):

@@ -1,4 +1,4 @@
-"""The operator in plain torch: O((N + P) log P), the negatives neither sorted nor copied.
+"""The operator without kernels: O((N + P) log P), the negatives neither sorted nor copied.
 
 Two passes over the scores. `fill_bins` sorts them into the bins between the knots, from which
 the counts follow; `evaluate` reads K^T w, a piecewise linear function, off at every score.
