@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
-from rankdet.losses import normalise
+from rankdet.losses import in_parts
 from rankdet.losses.focal import FocalLoss, focal_loss
 from rankdet.losses.normalise import normalised_sum
 from rankdet.losses.quality import quality_focal_loss, varifocal_loss
@@ -246,7 +246,7 @@ def test_a_loss_in_parts_is_the_loss(
     targets = torch.randint(-1, 2, (size, 2)).double()
     found = []
     for part in (7, 10**6):
-        monkeypatch.setattr(normalise, "_PART", part)
+        monkeypatch.setattr(in_parts, "_PART", part)
         loss = loss_of(logits, targets, normaliser=3.0)
         (twice,) = torch.autograd.grad(2 * loss, logits, create_graph=True)
         (second,) = torch.autograd.grad(twice.square().sum(), logits)
@@ -267,7 +267,7 @@ def test_parts_in_half_precision_keep_the_dtypes(
     targets = torch.randint(-1, 2, (40,))
     found = []
     for part in (7, 10**6):
-        monkeypatch.setattr(normalise, "_PART", part)
+        monkeypatch.setattr(in_parts, "_PART", part)
         loss = focal_loss(logits, targets, normaliser=1.0)
         assert loss.dtype == torch.float32
         found.append(torch.autograd.grad(loss, logits)[0])
@@ -276,16 +276,16 @@ def test_parts_in_half_precision_keep_the_dtypes(
 
 
 def test_parts_are_small_on_a_cpu_and_whole_where_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalise, "_PART", 7)
+    monkeypatch.setattr(in_parts, "_PART", 7)
     sizes = []
 
     def each(values: torch.Tensor) -> torch.Tensor:
         sizes.append(values.numel())
         return values
 
-    assert normalise.sum_in_parts(each, torch.ones(4, 4)) == 16
+    assert in_parts.sum_in_parts(each, torch.ones(4, 4)) == 16
     assert sizes == [7, 7, 2]
     sizes.clear()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert normalise.sum_in_parts(each, torch.ones(4, 4)) == 16
+    assert in_parts.sum_in_parts(each, torch.ones(4, 4)) == 16
     assert sizes == [16]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from rankdet.losses.normalise import normalised_sum, sum_in_parts
+from rankdet.losses.in_parts import sum_in_parts
+from rankdet.losses.normalise import normalised_sum
 from rankdet.ops.checks import (
     require_exponent,
     require_floating,

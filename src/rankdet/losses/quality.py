@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankdet.losses.normalise import normalised_sum, sum_in_parts
+from rankdet.losses.in_parts import sum_in_parts
+from rankdet.losses.normalise import normalised_sum
 from rankdet.ops.checks import (
     require_exponent,
     require_floating,

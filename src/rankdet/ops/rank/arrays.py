@@ -33,6 +33,11 @@ def to_tensor(values: Array) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(values)
 
 
+def of_kind(values: Tensor, other: Array) -> Array:
+    """Return a tensor as what another array is, a tensor or numpy's."""
+    return values if isinstance(other, Tensor) else values.numpy()
+
+
 def library_of(array: Array) -> Any:
     """Return `torch` for a tensor, else `numpy`."""
     return torch if isinstance(array, Tensor) else np

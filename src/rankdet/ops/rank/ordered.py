@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankdet.ops.rank.arrays import Array, to_array, to_tensor
+from rankdet.ops.rank.arrays import Array, of_kind, to_tensor
 from rankdet.ops.rank.reference import smoothed_step
 
 # Up to here the matrix of all pairs is faster (measured on a CPU).
@@ -32,7 +32,7 @@ def ordered_counts(scores: Array, keys: Array, values: Array, delta: float) -> A
     """
     way = _by_matrix if len(scores) <= _MATRIX_UP_TO else _by_bits
     result = way(to_tensor(scores).double(), to_tensor(keys), to_tensor(values).double(), delta)
-    return result if isinstance(values, Tensor) else to_array(result)
+    return of_kind(result, values)
 
 
 def ordered_spread(scores: Array, keys: Array, values: Array, delta: float) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankdet.ops.rank.arrays import Array, double, library_of, quiet, to_array, to_tensor
+from rankdet.ops.rank.arrays import Array, double, library_of, of_kind, quiet, to_tensor
 from rankdet.ops.rank.knots import Knots, counts_from_bins, pieces
 from rankdet.ops.rank.reference import smoothed_step
 from rankdet.ops.rank.vectorised import read_off, weigh_bins
@@ -22,7 +22,7 @@ class Pairs:
         if len(pos) <= _MATRIX_UP_TO:
             scores = to_tensor(self._pos)
             matrix = smoothed_step(scores[None, :] - scores[:, None], delta)
-            self._matrix = matrix if scores is self._pos else to_array(matrix)
+            self._matrix = of_kind(matrix, self._pos)
 
     @quiet
     def counts(self, values: Array) -> Array:
