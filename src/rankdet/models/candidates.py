@@ -92,7 +92,23 @@ def has_area(boxes: Tensor) -> Tensor:
 
 def by_image(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor) -> list[Candidates]:
     """Return the candidates of each image that are kept; [B, K, 4] and [B, K] of them."""
-    return [
-        Candidates(boxes[image][one], scores[image][one], labels[image][one])
-        for image, one in enumerate(keep)
-    ]
+    return [Candidates(*each) for each in split_kept(keep, boxes, scores, labels)]
+
+
+def split_kept(keep: Tensor, *rows: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return, for each image, those of its rows that are kept.
+
+    A GPU is waited for twice, however many images there are: a choice by ``keep`` image by image,
+    tensor by tensor, would wait each time.
+
+    Args:
+        keep: [B, K] bool.
+        rows: [B, K, ...] each.
+
+    Returns:
+        B tuples of what each of ``rows`` keeps, [n, ...].
+    """
+    index = keep.flatten().nonzero().squeeze(1)
+    counts = keep.sum(1).tolist()
+    kept = (each.flatten(0, 1).index_select(0, index).split(counts) for each in rows)
+    return list(zip(*kept, strict=True))

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankdet.models.candidates import best_of_levels, boxes_at, by_image, clipped, has_area
+from rankdet.models.candidates import (
+    best_of_levels,
+    boxes_at,
+    by_image,
+    clipped,
+    has_area,
+    split_kept,
+)
 from rankdet.models.heads import HeadOutputs
 from rankdet.models.postprocess import distinct
 from rankdet.ops.checks import require_fraction, require_positive, require_shape
@@ -149,8 +156,6 @@ def with_known(regions: Regions, known: Tensor, sizes: Tensor) -> Regions:
     require_shape("known", known, images, "G", 4)
     require_shape("sizes", sizes, images, 2)
     known = clipped(known, sizes).to(regions.boxes.dtype)
-    both = [
-        torch.cat([objects[keep], proposed])
-        for objects, keep, proposed in zip(known, has_area(known), regions.split(), strict=True)
-    ]
+    objects = split_kept(has_area(known), known)
+    both = [torch.cat([*own, each]) for own, each in zip(objects, regions.split(), strict=True)]
     return Regions(torch.cat(both), tuple(len(each) for each in both))

@@ -95,11 +95,12 @@ class RegionPooling:
         """
         if len(features) < len(self.strides):
             raise ValueError(f"expected {len(self.strides)} maps or more, got {len(features)}")
-        levels = self.levels(regions.boxes)
-        order = levels.argsort(stable=True)
+        levels, order = self.levels(regions.boxes).sort(stable=True)
         index = regions.image.to(regions.boxes.dtype)[:, None]
         boxes = torch.cat([index, regions.boxes], 1)[order]  # [R, 5] image, then the corners
-        counts = [int(n) for n in torch.bincount(levels, minlength=len(self.strides)).tolist()]
+        numbers = torch.arange(len(self.strides), device=levels.device)
+        ends = torch.searchsorted(levels, numbers, right=True)
+        counts = ends.diff(prepend=ends.new_zeros(1)).tolist()  # the one wait for a GPU
         pooled = []
         for feature, stride, each in zip(features, self.strides, boxes.split(counts), strict=False):
             # In 16 bits the operator exists on some devices only, and would add up in 16 bits.
