@@ -104,7 +104,8 @@ class PAAAssigner:
             targets.boxes.reshape(-1, 4)[objects],
         )
         counts = torch.tensor(priors.counts, device=index.device)
-        level = torch.arange(len(counts), device=index.device).repeat_interleave(counts)[prior]
+        level = torch.arange(len(counts), device=index.device)
+        level = level.repeat_interleave(counts, output_size=total)[prior]
         positive = cheap_ones(costs, objects, level, top_k=self.top_k)
         matched = matched.index_fill(0, index[~positive], NEGATIVE)
         return Assignment(matched.view(images, total))

@@ -35,7 +35,7 @@ from rankdet.ops.rank.distributed import (
     gather_ragged,
 )
 from rankdet.ops.rank.knots import Pieces, counts_from_bins, make_knots, pieces
-from rankdet.ops.rank.pairs import Pairs
+from rankdet.ops.rank.pairs import Pairs, PairSums
 from rankdet.ops.rank.passes import (
     ByTriton,
     Found,
@@ -63,7 +63,8 @@ class Ranked(NamedTuple):
         pos: [P] array, logits of the positives, float32 at least.
         each: [P] array, what the loss is told of each positive; empty if nothing.
         false_positives: [P] float64 array, FP_i, the smoothed number of negatives above.
-        pair_counts: of values [T, P], the sum over k of H(p_k - p_i) v_k, the pair (i, i) included.
+        pair_counts: of values [T, P], the sum over k of H(p_k - p_i) v_k, the pair (i, i) included;
+            with keys [P], over those k whose key is below that of i.
         pair_spread: of values [P], the adjoint.
         pieces: of weights [T, P] float64, K^T w as a function of the score.
         base: [2P + 1] float64, the knots, see `rankdet.ops.rank.knots.Knots`.
@@ -80,8 +81,8 @@ class Ranked(NamedTuple):
     pos: Array
     each: Array
     false_positives: Array
-    pair_counts: Callable[[Array], Array]
-    pair_spread: Callable[[Array], Array]
+    pair_counts: PairSums
+    pair_spread: PairSums
     pieces: Callable[[Array], Pieces]
     base: Tensor
     finite: Tensor

@@ -15,7 +15,6 @@ from rankdet.losses import error_sharing
 from rankdet.ops.checks import require_floating, require_positive, require_shape
 from rankdet.ops.rank.arrays import double, library_of, put, quiet
 from rankdet.ops.rank.distributed import Processes, processes_of
-from rankdet.ops.rank.ordered import ordered_counts, ordered_spread
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -143,7 +142,7 @@ def _eager(
     with torch.no_grad():
         of_positives = ("ious", ious.detach())
         ranked = error_sharing.rank(logits, targets, settings[0], of_positives, processes)
-        values, needed = _outputs(logits.detach(), ranked, *settings)
+        values, needed = _outputs(logits.detach(), ranked, settings[1])
     return error_sharing.with_gradient(logits, values, needed)
 
 
@@ -153,15 +152,15 @@ def _rank_sort(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
     ranked = error_sharing.rank(logits, targets, delta, ("ious", ious))
-    return _outputs(logits, ranked, delta, eps)
+    return _outputs(logits, ranked, eps)
 
 
 @quiet
 def _outputs(
-    logits: Tensor, ranked: error_sharing.Ranked, delta: float, eps: float
+    logits: Tensor, ranked: error_sharing.Ranked, eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `error_sharing.outputs`."""
-    false_positives, pos, ious = ranked.false_positives, ranked.pos, double(ranked.each)
+    false_positives, ious = ranked.false_positives, double(ranked.each)
     xp = library_of(false_positives)
     badness = 1 - ious
     values = xp.stack([xp.ones_like(badness), badness])
@@ -171,12 +170,12 @@ def _outputs(
     ranking = false_positives / (above + false_positives)
     weights = put(ranking / false_positives, false_positives == 0, 0.0)
 
-    misplaced, misplaced_badness = ordered_counts(pos, ious, values, delta)
+    misplaced, misplaced_badness = ranked.pair_counts(values, ious)
     target = (above_badness - misplaced_badness) / (above - misplaced)
     in_order = misplaced <= eps
     sorting = put(above_badness / above - target, in_order, 0.0)
     shares = put(sorting / misplaced, in_order, 0.0)
-    received = ordered_spread(pos, ious, shares[None], delta)[0]
+    received = ranked.pair_spread(shares, ious)
     # A bad logit spoils both terms, also the one that does not look at negatives.
     sorting = sorting + 0 * ranking
     return error_sharing.outputs(

@@ -134,7 +134,8 @@ class RegionPostProcess:
         keep = (best.values > -torch.inf) & has_area(boxes)
         if self.score_threshold is not None:
             keep &= score > self.score_threshold
-        return Candidates(boxes[keep], score[keep], label[keep])
+        index = keep.nonzero().squeeze(1)  # once: a GPU is waited for each time
+        return Candidates(boxes[index], score[index], label[index])
 
 
 def _scores(found: RegionPredictions) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,16 @@ from rankdet.ops.rank.knots import counts_from_bins, make_knots, pieces
 _HERE = Path(__file__).resolve().parent
 
 
+# Tests that need the interpreter, see there.
+IN_THE_INTERPRETER = ("triton_in_the_interpreter.py", "triton_on_a_pretended_gpu.py")
+
+
 def test_the_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton", reason="the kernels need Triton")
     root = _HERE.parents[2]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [*command, str(_HERE / "triton_in_the_interpreter.py")],
+        [*command, *(str(_HERE / name) for name in IN_THE_INTERPRETER)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=root,
         capture_output=True,
@@ -88,8 +92,9 @@ _KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "SUM_BLOCK": 128, "SUM_BLOCKS": 256, "BIN_COPIES": 8, "BLOCK": 1024,
     }),
     "pairs": ("ops.rank.triton_sums", "pairs_kernel", {
-        "scores": "*fp32", "order": "*i64", "values": "*fp32", "result": "*fp64",
-        "positives": "i32", "delta_bits": "i64", "ADJOINT": False, "BLOCK": 16, "OTHERS": 128,
+        "scores": "*fp32", "order": "*i64", "keys": "*fp64", "values": "*fp32", "result": "*fp64",
+        "positives": "i32", "delta_bits": "i64", "ADJOINT": False, "KEYED": True, "BLOCK": 16,
+        "OTHERS": 128,
     }),
     "pieces": ("ops.rank.triton_sums", "pieces_kernel", {
         "scores": "*fp32", "order": "*i64", "base": "*fp64", "ends": "*i32", "weights": "*fp64",

@@ -454,6 +454,13 @@ class Ranked:
         torch.testing.assert_close(ranked.pair_counts(values), expected, rtol=1e-12, atol=1e-12)
         expected = pairs.spread(values[1].double())
         torch.testing.assert_close(ranked.pair_spread(values[1]), expected, rtol=1e-12, atol=1e-12)
+        keys = torch.rand(len(self.pos)).mul(9).round()  # some are equal
+        expected = pairs.counts(values.double(), keys)
+        found = ranked.pair_counts(values, keys)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        expected = pairs.spread(values[1].double(), keys)
+        found = ranked.pair_spread(values[1], keys)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
         weights = values.double()
         function, plain = ranked.pieces(weights), pieces(knots, weights)

@@ -120,12 +120,15 @@ class ByTriton(Protocol):
         """What the first pass noted for the second."""
         ...
 
-    def pair_counts(self, values: Array) -> Array:
-        """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
+    def pair_counts(self, values: Array, keys: Array | None = None) -> Array:
+        """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64.
+
+        With keys [P], over those k whose key is below that of i.
+        """
         ...
 
-    def pair_spread(self, values: Array) -> Array:
-        """Return the adjoint for one set, [P] float64."""
+    def pair_spread(self, values: Array, keys: Array | None = None) -> Array:
+        """Return the adjoint for one set, [P] float64; with keys, over those above."""
         ...
 
     def pieces(self, weights: Array) -> Pieces:

@@ -158,13 +158,19 @@ class RankedPositives:
         """What `rankdet.ops.rank.triton.evaluate` needs to know."""
         return notes_of(self.grid)
 
-    def pair_counts(self, values: Tensor) -> Tensor:
-        """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64."""
-        return self._pairs(values, adjoint=False)
+    def pair_counts(self, values: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the sum over k of H(p_k - p_i) v_k for T sets of values, [T, P] float64.
 
-    def pair_spread(self, values: Tensor) -> Tensor:
-        """Return the adjoint, the sum over i of H(p_k - p_i) v_i for one set, [P] float64."""
-        return self._pairs(values[None], adjoint=True)[0]
+        With keys [P], over those k whose key is below that of i.
+        """
+        return self._pairs(values, keys, adjoint=False)
+
+    def pair_spread(self, values: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the adjoint, the sum over i of H(p_k - p_i) v_i for one set, [P] float64.
+
+        With keys [P], over those i whose key is above that of k.
+        """
+        return self._pairs(values[None], keys, adjoint=True)[0]
 
     def pieces(self, weights: Tensor) -> Pieces:
         """Return K^T w for T sets of weights [T, P] float64 as a function of the score."""
@@ -190,7 +196,7 @@ class RankedPositives:
             )
         return Pieces(result[0], result[1])
 
-    def _pairs(self, values: Tensor, *, adjoint: bool) -> Tensor:
+    def _pairs(self, values: Tensor, keys: Tensor | None, *, adjoint: bool) -> Tensor:
         sets, positives = values.shape
         values = values.contiguous()
         result = torch.empty(values.shape, dtype=torch.float64, device=values.device)
@@ -200,11 +206,13 @@ class RankedPositives:
                 (cdiv(positives, PAIRS_BLOCK), sets),
                 self.sorted,
                 self.order,
+                values if keys is None else keys.contiguous(),
                 values,
                 result,
                 positives,
                 self._delta_bits,
                 ADJOINT=adjoint,
+                KEYED=keys is not None,
                 BLOCK=PAIRS_BLOCK,
                 OTHERS=PAIRS_OTHERS,
                 num_warps=4,

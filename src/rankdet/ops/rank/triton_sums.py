@@ -25,11 +25,13 @@ def smoothed_step(x: tl.tensor, delta: tl.tensor) -> tl.tensor:
 def pairs_kernel(
     scores: tl.tensor,
     order: tl.tensor,
+    keys: tl.tensor,
     values: tl.tensor,
     result: tl.tensor,
     positives: tl.tensor,
     delta_bits: tl.tensor,
     ADJOINT: tl.constexpr,
+    KEYED: tl.constexpr,
     BLOCK: tl.constexpr,
     OTHERS: tl.constexpr,
 ) -> None:
@@ -38,11 +40,13 @@ def pairs_kernel(
     Args:
         scores: [P] the positives, ascending.
         order: [P] int64, which positive each of these is.
-        values: [T, P] any floating dtype, in the positives' own order.
+        keys: [P] any floating dtype, in the positives' own order; not used unless KEYED.
+        values: [T, P] any floating dtype, likewise.
         result: [T, P] float64, in the same order, written.
         positives: P.
         delta_bits: half-width of the ramp, the bits of a float64.
         ADJOINT: see above.
+        KEYED: whether only pairs count in which the key of k is the lower (ADJOINT: the higher).
         BLOCK: positives in a program.
         OTHERS: how many k at a time.
     """
@@ -51,6 +55,8 @@ def pairs_kernel(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < positives
     mine = tl.load(scores + i, mask=inside, other=0).to(tl.float64)
+    own_place = tl.load(order + i, mask=inside, other=0)
+    own_key = tl.load(keys + own_place, mask=inside, other=0)
     sum_ = tl.zeros([BLOCK], tl.float64)
     for start in range(0, positives, OTHERS):
         k = start + tl.arange(0, OTHERS)
@@ -60,9 +66,12 @@ def pairs_kernel(
         value = tl.load(values + sets + place, mask=there, other=0).to(tl.float64)
         x = other[None, :] - mine[:, None]
         share = smoothed_step(-x if ADJOINT else x, delta)
-        sum_ += tl.sum(tl.where(there[None, :], share * value[None, :], 0.0), axis=1)
-    place = tl.load(order + i, mask=inside, other=0)
-    tl.store(result + sets + place, sum_, mask=inside)
+        counts = there[None, :]
+        if KEYED:
+            key = tl.load(keys + place, mask=there, other=0)[None, :]
+            counts = counts & (own_key[:, None] < key if ADJOINT else key < own_key[:, None])
+        sum_ += tl.sum(tl.where(counts, share * value[None, :], 0.0), axis=1)
+    tl.store(result + sets + own_place, sum_, mask=inside)
 
 
 @triton.jit(do_not_specialize=["positives", "delta_bits"])

@@ -1,0 +1,91 @@
+"""The GPU that is none: it refuses what a GPU refuses, and notes where the host would wait."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pretend_gpu import OnGPU, move, on_cpu, on_gpu, pretended
+from torch import nn
+
+from rankdet.losses import alrp_loss, ap_loss, rank_sort_loss
+
+
+def test_two_devices_do_not_meet() -> None:
+    with pretended():
+        here, there = torch.ones(3), on_gpu(torch.ones(3))
+        message = r"cuda:0 and cpu, .* shapes \[\(3,\)\]"
+        with pytest.raises(RuntimeError, match=message):
+            here + there
+        with pytest.raises(RuntimeError, match=message):
+            there.index_copy_(0, torch.arange(3), there)
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert torch.equal(on_cpu(there * torch.tensor(2.0)), 2 * here)  # a single number may
+
+
+def test_what_is_made_there_and_sent_there_is_there() -> None:
+    with pretended() as gpu:
+        x = on_gpu(torch.arange(6.0))
+        assert (x.device.type, x.is_cuda, x.is_cpu, x.get_device()) == ("cuda", True, False, 0)
+        made = [torch.zeros(2, device=x.device), x.new_zeros(2), x[2:4], x.to(torch.float64)]
+        made += [torch.arange(3, device="cuda"), torch.empty_like(x), x.view(2, 3).T.contiguous()]
+        assert not gpu.sent
+        made += [torch.tensor([1.0], device="cuda"), x.new_tensor([1, 2]), torch.ones(2).to(x)]
+        assert all(isinstance(each, OnGPU) for each in made)
+        assert len(gpu.sent) == 3
+        assert not gpu.waits
+        x.tolist(), x.to("cpu"), x[0].item(), bool(x.any()), x.nonzero(), x[x > 2]
+        assert len(gpu.waits) == 6
+
+
+def test_gradients_are_there_too_and_cross_over() -> None:
+    layer = nn.Linear(2, 1)
+    x = torch.randn(4, 2, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected = [x.grad, layer.weight.grad]
+    x.grad = None
+    move(layer)
+    with pretended():
+        layer(x.to("cuda")).cpu().square().sum().backward()
+    weight = layer.weight.grad
+    assert isinstance(weight, OnGPU)
+    for found, wanted in zip((x.grad, on_cpu(weight)), expected, strict=True):
+        assert found is not None
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("total", [200, 60_000])
+@pytest.mark.parametrize("loss", ["alrp", "by sorting", "ap", "interpolated", "rank & sort"])
+def test_a_loss_in_plain_torch_is_that_of_a_cpu(loss: str, total: int) -> None:
+    logits = 2 * torch.randn(total) - 3
+    targets = -(torch.rand(total) < 0.1).to(torch.int8)
+    targets[torch.randperm(total)[: total // 100]] = 1
+    each = torch.rand(int((targets == 1).sum()))
+
+    def both(x: torch.Tensor, t: torch.Tensor, e: torch.Tensor) -> list[torch.Tensor]:
+        x.requires_grad_()
+        value = {
+            "alrp": lambda: torch.stack(alrp_loss(x, t, e)).sum(),
+            "by sorting": lambda: torch.stack(alrp_loss(x, t, e, loc_ranking="hard")).sum(),
+            "ap": lambda: ap_loss(x, t),
+            "interpolated": lambda: ap_loss(x, t, interpolated=True),
+            "rank & sort": lambda: torch.stack(rank_sort_loss(x, t, e)).sum(),
+        }[loss]()
+        value.backward()
+        assert x.grad is not None
+        return [on_cpu(value), on_cpu(x.grad)]
+
+    expected = both(logits.clone(), targets, each)
+    with pretended() as gpu:
+        found = both(*(on_gpu(x) for x in (logits, targets, each)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+    # What is no negative, the positives among it, and whether all of it is of a known kind.
+    by_bits = 4 if loss == "rank & sort" and len(each) > 512 else 0
+    assert len(gpu.waits) == 3 + by_bits, gpu.waits
+
+
+def test_to_take_it_for_numpy_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnGPU, "is_cpu", True)
+    x = torch.randn(50)
+    with pretended(), pytest.raises(TypeError, match="numpy"):
+        ap_loss(on_gpu(x), on_gpu((x > 1).long()))
