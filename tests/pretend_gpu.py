@@ -116,7 +116,9 @@ class OnGPU(Tensor):
         """Return the same in another dtype, perhaps on the CPU."""
         device, args, kwargs = _without_device(args, kwargs)
         same = Tensor.to(self, *args, **kwargs) if args or "dtype" in kwargs else self
-        return same.cpu() if device is not None and device.type == "cpu" else same
+        if device is None or device.type != "cpu":
+            return same
+        return on_cpu(same) if kwargs.get("non_blocking") else same.cpu()
 
     def shown(self, **_: Any) -> str:
         """Show the numbers."""

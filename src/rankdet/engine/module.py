@@ -85,7 +85,7 @@ class TrainingModule(pl.LightningModule):
         # (average, current) of all weights and buffers; found at the first step, when all are
         # where they are trained. To look for them each time would take longer than the average.
         self._pairs: list[tuple[Tensor, Tensor]] | None = None
-        self._unchecked: tuple[int, Tensor, LossTerms, tuple[int, ...]] | None = None
+        self._unchecked: tuple[int, _Later, LossTerms, tuple[int, ...]] | None = None
         self.last_parts: dict[str, Tensor] = {}
         self._last_ids: tuple[int, ...] = ()
         self._seed = torch.initial_seed()
@@ -111,8 +111,8 @@ class TrainingModule(pl.LightningModule):
         terms: LossTerms = self.criterion(predictions, targets)
         self._last_ids = batch.ids
         self.last_parts = {"loss": terms.total.detach(), **terms.parts}
-        # Whether it is finite is read one step later, so that a GPU is not waited for.
-        finite = terms.total.detach().isfinite()
+        # Whether it is finite is read one step later, when a GPU is through with this.
+        finite = _Later(terms.total.detach().isfinite())
         self._unchecked = (self.global_step, finite, terms, batch.ids)
         return terms.total
 
@@ -184,6 +184,29 @@ class TrainingModule(pl.LightningModule):
         if copied:  # how many batches a normalisation has seen
             torch._foreach_copy_([a for a, _ in copied], [c for _, c in copied])
         averaged.n_averaged += 1
+
+
+class _Later:
+    """A flag on its way from a GPU, which the host does not wait for until it reads it.
+
+    To read a tensor waits for all that was started before, even if after the flag was known: the
+    backward pass and the optimiser's step. So the flag is sent at once, and waited for alone.
+    """
+
+    def __init__(self, flag: Tensor) -> None:
+        """Send a flag, 0-d bool, to the host."""
+        self._flag = flag
+        self._arrived: torch.cuda.Event | None = None
+        if flag.is_cuda:
+            self._flag = flag.to("cpu", non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(flag.device))
+
+    def __bool__(self) -> bool:
+        """Wait for the flag, and return it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._flag)
 
 
 def _circumstances(parts: Mapping[str, Tensor], ids: tuple[int, ...]) -> str:
