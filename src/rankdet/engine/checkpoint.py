@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import textwrap
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,9 @@ def load_state(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{path} does not exist; nothing to go on from")
     try:
-        state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():  # PyTorch 2.11 warns of a file that it refuses next
+            warnings.simplefilter("ignore", UserWarning)
+            state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     except (
         RuntimeError,
         EOFError,
