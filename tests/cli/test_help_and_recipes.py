@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rankdet import __version__
 from rankdet.cli.main import main
+from rankdet.cli.main import parser as build_parser
 
 VERBS = ("demo", "train", "evaluate", "predict", "score", "compare", "data", "data check",
          "data digits", "data coco", "data minitrain", "tables", "recipes", "export")  # fmt: skip
@@ -208,22 +211,33 @@ def test_numbers_out_of_range_are_wrong_calls(
     assert "must be" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        ["demo"], ["train", "--data", "d"], ["evaluate", "m", "--data", "d"], ["export", "m"],
-        ["predict", "m", "a.jpg"], ["tables", "a1", "--data", "d"], ["data", "digits"],
-        ["data", "coco"], ["data", "minitrain", "--coco", "d"],
-    ],
-)  # fmt: skip
+PLACES = ("DIR", "FILE", "CKPT", "RUN", "IMAGE_OR_FOLDER", "GT.json", "DT.json", "A", "B")
+
+
+def places() -> Iterator[tuple[str, str]]:
+    """Yield every argument that is a file or folder, with its verb."""
+
+    def of(parser: argparse.ArgumentParser, verb: str) -> Iterator[tuple[str, str]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, inner in action.choices.items():
+                    yield from of(inner, f"{verb} {name}".strip())
+            elif action.metavar in PLACES:
+                yield verb, action.option_strings[0] if action.option_strings else action.dest
+
+    yield from of(build_parser(), "")
+
+
+@pytest.mark.parametrize(("verb", "argument"), list(places()))
 def test_an_empty_place_is_a_wrong_call(
-    call: list[str], capsys: pytest.CaptureFixture[str]
+    verb: str, argument: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where a variable of the shell has no value: it would be the current folder."""
+    given = [argument, ""] if argument.startswith("--") else [""]
     with pytest.raises(SystemExit) as left:
-        main([*call, "--out", ""])
+        main([*verb.split(), *given])
     assert left.value.code == 2
-    assert "--out: must name a file or folder, got an empty text" in capsys.readouterr().err
+    assert "must name a file or folder, got an empty text" in capsys.readouterr().err
 
 
 def test_data_check_of_nothing_is_an_error(

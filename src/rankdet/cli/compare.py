@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankdet.cli.common import plain
+from rankdet.cli.common import path_text, plain
 from rankdet.cli.score import check_outputs, image_reader, stem, write_together
 
 if TYPE_CHECKING:
@@ -60,20 +60,29 @@ def add_to(verbs: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("first", metavar="A", help="what to compare with")
-    parser.add_argument("second", metavar="B", help="what is compared")
+    parser.add_argument("first", type=path_text, metavar="A", help="what to compare with")
+    parser.add_argument("second", type=path_text, metavar="B", help="what is compared")
     parser.add_argument(
         "--ground-truth",
+        type=path_text,
         metavar="GT.json",
         help="COCO instances: score the detections of both on these (otherwise the score.json of "
         "the runs are read)",
     )
-    parser.add_argument("--html", metavar="FILE", help="write a report with both side by side")
     parser.add_argument(
-        "--data", metavar="DIR", help="where the data of the runs are now, if they have moved"
+        "--html", type=path_text, metavar="FILE", help="write a report with both side by side"
     )
     parser.add_argument(
-        "--images", metavar="DIR", help="with --ground-truth: the images, for the report"
+        "--data",
+        type=path_text,
+        metavar="DIR",
+        help="where the data of the runs are now, if they have moved",
+    )
+    parser.add_argument(
+        "--images",
+        type=path_text,
+        metavar="DIR",
+        help="with --ground-truth: the images, for the report",
     )
     parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call the two")
     parser.add_argument("--title", metavar="TEXT", help="heading of the report")

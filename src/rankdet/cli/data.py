@@ -55,9 +55,12 @@ def add_to(verbs: Any) -> None:
         epilog=CHECK_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument("folder", metavar="DIR")
+    check.add_argument("folder", type=path_text, metavar="DIR")
     check.add_argument(
-        "--sheet", metavar="FILE", help="picture of samples; default: DIR-sample.png"
+        "--sheet",
+        type=path_text,
+        metavar="FILE",
+        help="picture of samples; default: DIR-sample.png",
     )
     check.add_argument(
         "--images", type=count_from(0), default=12, help="number of samples (12); 0: no sheet"

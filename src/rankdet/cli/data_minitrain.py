@@ -42,6 +42,7 @@ def add_to(actions: Any) -> None:
     parser.add_argument(
         "--coco",
         required=True,
+        type=path_text,
         metavar="DIR",
         help="holds annotations/instances_train2017.json and train2017/",
     )
@@ -60,11 +61,13 @@ def add_to(actions: Any) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument(
         "--ids",
+        type=path_text,
         metavar="FILE",
         help="take these images instead: an id or file name on each line, or a JSON list",
     )
     given.add_argument(
         "--annotations",
+        type=path_text,
         metavar="FILE",
         help="take the images of this COCO file instead, such as the original "
         "instances_minitrain2017.json",

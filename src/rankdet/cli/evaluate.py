@@ -27,8 +27,10 @@ def add_to(verbs: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="CKPT", help="best.safetensors of a run, or its folder")
-    parser.add_argument("--data", required=True, metavar="DIR")
+    parser.add_argument(
+        "model", type=path_text, metavar="CKPT", help="best.safetensors of a run, or its folder"
+    )
+    parser.add_argument("--data", required=True, type=path_text, metavar="DIR")
     parser.add_argument("--split", default="val", help="train, val or test (val)")
     parser.add_argument(
         "--out", type=path_text, metavar="DIR", help="default: evaluation-SPLIT beside the model"

@@ -29,7 +29,9 @@ def add_to(verbs: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="CKPT", help="best.safetensors of a run, or its folder")
+    parser.add_argument(
+        "model", type=path_text, metavar="CKPT", help="best.safetensors of a run, or its folder"
+    )
     parser.add_argument(
         "--format",
         default="onnx",

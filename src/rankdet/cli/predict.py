@@ -30,8 +30,10 @@ def add_to(verbs: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="CKPT", help="best.safetensors of a run, or its folder")
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument(
+        "model", type=path_text, metavar="CKPT", help="best.safetensors of a run, or its folder"
+    )
+    parser.add_argument("images", nargs="+", type=path_text, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", type=path_text, required=True, metavar="DIR")
     parser.add_argument("--threshold", type=_score, help="keep scores from this on, in all classes")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankdet.cli.common import plain
+from rankdet.cli.common import path_text, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,17 +39,23 @@ def add_to(verbs: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ground-truth", required=True, metavar="GT.json", help="COCO instances")
+    parser.add_argument(
+        "--ground-truth", required=True, type=path_text, metavar="GT.json", help="COCO instances"
+    )
     parser.add_argument(
         "--detections",
         required=True,
+        type=path_text,
         metavar="DT.json",
         help="COCO results: a list with image_id, category_id, bbox (x, y, width, height), score",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all numbers")
-    parser.add_argument("--html", metavar="FILE", help="write the report: one file, opens anywhere")
+    parser.add_argument("--json", type=path_text, metavar="FILE", help="write all numbers")
+    parser.add_argument(
+        "--html", type=path_text, metavar="FILE", help="write the report: one file, opens anywhere"
+    )
     parser.add_argument(
         "--images",
+        type=path_text,
         metavar="DIR",
         help="show pictures in the report: the folder that file_name of the ground truth is "
         "relative to",
@@ -76,6 +82,7 @@ def add_to(verbs: Any) -> None:
     )
     chosen.add_argument(
         "--thresholds",
+        type=path_text,
         metavar="FILE",
         help="the same with a threshold for each class: score.json of another split, or a JSON "
         "object of names and numbers",

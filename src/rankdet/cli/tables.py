@@ -99,7 +99,9 @@ def add_to(verbs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", choices=NAMES, help="which table")
-    parser.add_argument("--data", required=True, metavar="DIR", help="images and annotations")
+    parser.add_argument(
+        "--data", required=True, type=path_text, metavar="DIR", help="images and annotations"
+    )
     parser.add_argument(
         "--scale",
         required=True,

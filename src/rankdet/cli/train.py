@@ -30,7 +30,9 @@ def add_to(verbs: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", metavar="DIR", help="folder with images and annotations")
+    parser.add_argument(
+        "--data", type=path_text, metavar="DIR", help="folder with images and annotations"
+    )
     parser.add_argument(
         "--recipe",
         metavar="NAME",
@@ -43,7 +45,10 @@ def add_to(verbs: Any) -> None:
         "--out", type=path_text, metavar="DIR", help="folder of the run; default: in runs/"
     )
     parser.add_argument(
-        "--resume", metavar="RUN", help="go on with an interrupted run, exactly where it stopped"
+        "--resume",
+        type=path_text,
+        metavar="RUN",
+        help="go on with an interrupted run, exactly where it stopped",
     )
     parser.add_argument("--print-config", action="store_true", help="print the recipe and leave")
     parser.add_argument(
