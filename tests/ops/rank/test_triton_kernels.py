@@ -186,7 +186,11 @@ def test_the_kernels_compile_without_a_gpu(name: str, capability: int) -> None:
     assert compiled.asm["cubin"]
     code = compiled.asm["ptx"]
     if name.startswith("fill"):
-        assert "red.global" in code or "red.relaxed" in code  # nobody waits for what was there
+        # Nobody waits for what was there. Triton 3.6 gives it a register, which nobody reads.
+        fetched = set(re.findall(r"\batom\.\S+ (%\w+),", code))
+        assert fetched or re.search(r"\bred\.", code)
+        sources = re.sub(r"\b(mov|atom)\.\S+ %\w+,", "", code)
+        assert not fetched & set(re.findall(r"%\w+", sources))
         assert "convert_layout" not in compiled.asm["ttgir"]  # no trip through shared memory
     for line in code.splitlines():  # what is tiny must not be taken for zero: see edges
         assert ".ftz" not in line or "cvt.rpi.ftz" in line, line
