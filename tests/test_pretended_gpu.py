@@ -84,6 +84,39 @@ def test_a_loss_in_plain_torch_is_that_of_a_cpu(loss: str, total: int) -> None:
     assert len(gpu.waits) == 3 + by_bits, gpu.waits
 
 
+class Alone:
+    """One process that ranks together with no other."""
+
+    rank, size = 0, 1
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        return values[None].clone()
+
+    def add(self, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+
+def test_a_ranking_over_processes_stays_there() -> None:
+    logits, targets = torch.randn(2000), -(torch.rand(2000) < 0.1).long()
+    targets[:20] = 1
+    each = torch.rand(20)
+
+    def all_three(x: torch.Tensor, t: torch.Tensor, e: torch.Tensor) -> list[torch.Tensor]:
+        x.requires_grad_()
+        terms = [*alrp_loss(x, t, e, group=Alone()), *rank_sort_loss(x, t, e, group=Alone())]
+        value = torch.stack([*terms, ap_loss(x, t, group=Alone())]).sum()
+        value.backward()
+        assert x.grad is not None
+        return [on_cpu(value), on_cpu(x.grad)]
+
+    expected = all_three(logits.clone(), targets, each)
+    with pretended() as gpu:
+        found = all_three(*(on_gpu(x) for x in (logits, targets, each)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+    assert not gpu.sent
+    assert len(gpu.waits) == 3 * (3 + 1), gpu.waits  # once more, for how many the others have
+
+
 def test_to_take_it_for_numpy_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnGPU, "is_cpu", True)
     x = torch.randn(50)
