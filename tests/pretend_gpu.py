@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torchvision.ops import nms as _nms  # noqa: F401  registers the operator
 
 from rankdet.ops.rank import passes
 
@@ -42,7 +41,6 @@ _WAIT = {
     _aten._unique2.default,
     _aten.unique_consecutive.default,
     _aten.unique_dim.default,
-    torch.ops.torchvision.nms.default,
 }
 _INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
 
@@ -136,9 +134,7 @@ class OnGPU(Tensor):
         if elsewhere and operator is not _aten.copy_.default:
             shapes = [tuple(x.shape) for x in elsewhere]
             raise RuntimeError(f"{operator}: cuda:0 and cpu, the latter of shapes {shapes}")
-        if operator in _WAIT or (operator in _INDEX and _by_mask(args[1])):
-            _note("waits")
-        if operator is _aten.repeat_interleave.Tensor and not (kwargs or {}).get("output_size"):
+        if _waits(operator, args, kwargs or {}):
             _note("waits")
         found = operator(*tree_map(_inner, args), **tree_map(_inner, kwargs or {}))
         # What is written in place stays what it is.
@@ -189,8 +185,8 @@ class _Devices(TorchFunctionMode):
 
 
 @contextmanager
-def pretended() -> Iterator[Notes]:
-    """Let there be a GPU, on which Triton does not work; yield what is noted meanwhile."""
+def pretended(*, triton: bool = False) -> Iterator[Notes]:
+    """Let there be a GPU, on which Triton works or does not; yield what is noted meanwhile."""
     notes, devices, engine = Notes(), _Devices(), torch.autograd.graph._engine_run_backward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -202,7 +198,7 @@ def pretended() -> Iterator[Notes]:
         with (
             devices,
             mock.patch.object(torch.autograd, "_engine_run_backward", watched),
-            mock.patch.object(passes, "_triton_works", return_value=False),
+            mock.patch.object(passes, "_triton_works", return_value=triton),
         ):
             yield notes
     finally:
@@ -242,8 +238,13 @@ def _lifted(x: Any) -> Any:
     return OnGPU(x) if type(x) is Tensor else x
 
 
-def _by_mask(indices: Any) -> bool:
-    return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
+def _waits(operator: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Tell whether the host must learn something of the device to know what it gets."""
+    if operator in _INDEX:  # by a mask: how many
+        return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    if operator is _aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    return operator in _WAIT or operator.name() == "torchvision::nms"
 
 
 def _without_device(

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter_marks import MARKS
+from ranking_losses import LOSSES, outcome
 from torch import Tensor
 
-from rankdet.losses import alrp_loss, ap_loss, error_sharing, rank_sort_loss
+from rankdet.losses import alrp_loss, error_sharing
 from rankdet.losses.alrp import ALRPTerms, LocRanking
 from rankdet.ops.rank import passes, rank_operator, vectorised
 from rankdet.ops.rank.knots import Knots, Pieces, counts_from_bins, make_knots, pieces
@@ -32,15 +33,7 @@ from rankdet.ops.rank.vectorised import Bins
 # Triton itself may be there already: torchvision imports the compiler, and that Triton.
 KERNELS_CAME_ALONG = "rankdet.ops.rank.triton" in sys.modules
 
-# The interpreter computes with numpy, which warns of NaN and overflow in entries that are masked.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
-    # Triton 3.6 makes numbers of arrays with one entry, which numpy 2.3 still allows.
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-]
+pytestmark = MARKS
 
 TILE = 64
 CELLS = 128
@@ -293,14 +286,6 @@ def test_the_operator_by_name(who: str, bad: float) -> None:
         assert spread.isnan().all()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "aLRP": lambda x, t, e: torch.stack(alrp_loss(x, t, e)),
-    "aLRP, hard": lambda x, t, e: torch.stack(alrp_loss(x, t, e, loc_ranking="hard")),
-    "AP": lambda x, t, _: ap_loss(x, t)[None],
-    "Rank & Sort": lambda x, t, e: torch.stack(rank_sort_loss(x, t, e)),
-}
-
-
 def by(backend: passes.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the losses take one backend."""
     for name in ("fill_bins", "evaluate", "find_by_triton", "rank_by_triton"):
@@ -308,10 +293,9 @@ def by(backend: passes.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(error_sharing, name, function)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("positives", [0, 1, 20])
-def test_a_loss_by_the_kernels(name: str, positives: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = LOSSES[name]
+def test_a_loss_by_the_kernels(loss: str, positives: int, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(2 * TILE) * 2 - 2
     targets = -(torch.rand(2 * TILE) < 0.1).to(torch.int8)
     targets[torch.randperm(2 * TILE)[:positives]] = 1
@@ -320,12 +304,7 @@ def test_a_loss_by_the_kernels(name: str, positives: int, monkeypatch: pytest.Mo
     results = []
     for backend in backends:
         by(backend, monkeypatch)
-        given = logits.clone().requires_grad_()
-        given_each = each.clone().requires_grad_()
-        value = loss(given, targets, given_each)
-        weighted = (value * torch.tensor([1.0, 3.0])[: len(value)]).sum()
-        gradients = torch.autograd.grad(weighted, (given, given_each), allow_unused=True)
-        results.append((value.detach(), [each for each in gradients if each is not None]))
+        results.append(outcome(loss, logits, targets, each))
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
 
 
